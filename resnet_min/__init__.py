@@ -1,0 +1,19 @@
+"""Residual networks for small images: models, fused kernels with a pure-PyTorch twin each, and scripts to train them."""
+
+import importlib
+
+__version__ = "0.1.0"
+
+# Imported when first used, so that `train.py --help` does not wait for torch.
+_PUBLIC = {
+    "build_info": "ops",
+    "resnet": "model",
+    **{f"resnet{depth}": "model" for depth in (18, 20, 32, 34, 44, 50, 56, 101, 110, 152)},
+}
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
