@@ -1,4 +1,4 @@
-"""Residual networks for small images: models, fused kernels with a pure-PyTorch twin each, and scripts to train them."""
+"""Residual networks for small images: models, and fused kernels with a pure-PyTorch twin each."""
 
 import importlib
 

@@ -1,0 +1,143 @@
+"""Checkpoints: atomic save, safe load, and the model that one describes.
+
+A checkpoint is a dict of tensors and plain values, loadable with `torch.load(…, weights_only=True)`:
+
+    model      state_dict, torchvision's parameter names     optimizer  state_dict
+    schedule   {"lr": of the last step}                      epoch, step  completed so far
+    rng        torch's generator states by device            config     every option (recipes.Config)
+    classes    class names                                   mean, std  of the normalisation, units of 1
+    versions   python, torch, numpy and ours
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pickle
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from . import __version__
+from .errors import UserError
+from .model import ResNet, from_config
+from .recipes import Config
+
+KEYS = ("model", "optimizer", "schedule", "epoch", "step", "rng", "config", "classes", "mean", "std", "versions")
+
+
+def snapshot(
+    model: nn.Module, optimizer: torch.optim.Optimizer, config: Config, classes: tuple[str, ...], epoch: int, step: int
+) -> dict[str, Any]:
+    """The checkpoint of a run that has completed `epoch` epochs and `step` steps. `config` carries mean and std."""
+    rng = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        rng["cuda"] = torch.cuda.get_rng_state()
+    return {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "schedule": {"lr": optimizer.param_groups[0]["lr"]},
+        "epoch": epoch,
+        "step": step,
+        "rng": rng,
+        "config": dataclasses.asdict(config),
+        "classes": list(classes),
+        "mean": list(config.mean),
+        "std": list(config.std),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "numpy": np.__version__,
+            "resnet_min": __version__,
+        },
+    }
+
+
+def restore(checkpoint: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, path: str | Path) -> None:
+    """Put weights, optimizer and random generators back to where a checkpoint was written."""
+    load_weights(model, checkpoint, path)
+    optimizer.load_state_dict(checkpoint["optimizer"])
+    torch.set_rng_state(checkpoint["rng"]["cpu"])
+    if "cuda" in checkpoint["rng"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state(checkpoint["rng"]["cuda"])
+
+
+def save(path: str | Path, checkpoint: dict[str, Any]) -> None:
+    """Write a checkpoint so that `path` always holds a whole one: temporary name, flush to disk, rename.
+
+    Raises OSError (a full disk, a read-only folder); what `path` held before is then untouched.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except RuntimeError as error:  # torch's zip writer hides the operating system's error
+        raise OSError(f"cannot write {path} (is the disk full?): {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU; no code in the file is run. Raises UserError where it is not a whole one."""
+    path = Path(path)
+    if path.is_dir():
+        path = path / "last.pt"
+    if not path.is_file():
+        raise UserError(f"no checkpoint at {path}")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{path} is refused: it is not a plain checkpoint (it holds code or foreign objects, or is damaged); "
+            "only tensors and plain values are loaded"
+        ) from None
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        why = (str(error).splitlines() or ["it ends too early"])[0]
+        raise UserError(f"{path} is not a readable checkpoint, truncated perhaps: {why}") from None
+    missing = [key for key in KEYS if key not in checkpoint] if isinstance(checkpoint, dict) else KEYS
+    if missing:
+        raise UserError(f"{path} is not a checkpoint of this project: it has no {', '.join(missing)}")
+    return checkpoint
+
+
+def config_of(checkpoint: dict[str, Any]) -> Config:
+    """The options a checkpoint was trained with; options that later versions added get their defaults."""
+    known = {item.name for item in dataclasses.fields(Config)}
+    return Config(**{key: value for key, value in checkpoint["config"].items() if key in known})
+
+
+def load_weights(model: nn.Module, checkpoint: dict[str, Any], path: str | Path = "the checkpoint") -> None:
+    """Fill `model` with a checkpoint's weights, all of them. Raises UserError naming what differs."""
+    own, other = model.state_dict(), checkpoint["model"]
+    wrong = [name for name in own.keys() | other.keys() if name not in own or name not in other]
+    wrong += [name for name in own.keys() & other.keys() if own[name].shape != other[name].shape]
+    if wrong:
+        raise UserError(
+            f"{path} was trained as another architecture: {len(wrong)} of {len(own)} tensors differ, "
+            f"{sorted(wrong)[0]} among them"
+        )
+    model.load_state_dict(other)
+
+
+def load_model(path: str | Path) -> tuple[ResNet, dict[str, Any]]:
+    """(model in eval mode on the CPU, checkpoint) of a checkpoint file or a run folder (its `last.pt`)."""
+    checkpoint = load(path)
+    model = from_config(config_of(checkpoint), len(checkpoint["classes"]))
+    load_weights(model, checkpoint, path)
+    return model.eval(), checkpoint
+
+
+def newest(runs: str | Path = "runs") -> Path:
+    """The `last.pt` under `runs` that was written last. Raises UserError where there is none."""
+    found = sorted(Path(runs).glob("**/last.pt"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise UserError(f"no checkpoint under {runs}/: train one first (python train.py) or name a file")
+    return found[-1]

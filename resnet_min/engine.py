@@ -1,0 +1,129 @@
+"""One epoch of training, one pass of evaluation, and the hardware both run on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .errors import UserError
+from .recipes import Config
+
+
+class Diverged(UserError):
+    """The loss is not a number any more."""
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Where a model runs and in what type its convolutions do: `dtype` is float32, or bfloat16 under autocast."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+
+    def __str__(self) -> str:
+        if self.device.type == "cuda":
+            where = torch.cuda.get_device_name(self.device)
+        else:
+            where = f"{self.device} ({torch.get_num_threads()} threads)"
+        return f"{where}, {'bf16 autocast' if self.dtype == torch.bfloat16 else 'float32'}"
+
+
+def hardware(device: str = "auto", amp: str = "auto") -> Hardware:
+    """Resolve `--device` and `--amp`. Raises UserError for a device that is not there."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        where = torch.device(device)
+        torch.empty(0, device=where)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {device!r} is not available here: {str(error).splitlines()[0]}") from None
+    bf16 = amp == "bf16" or (amp == "auto" and _has_bf16(where))
+    return Hardware(where, torch.bfloat16 if bf16 else torch.float32)
+
+
+def _has_bf16(device: torch.device) -> bool:
+    """Whether bf16 convolutions are native there: elsewhere they run, but slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":  # torch's own names for it are private: without them, float32
+        probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
+    return False
+
+
+def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
+    """SGD (Nesterov's or not), Adam or AdamW over the parameters that train."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters, config.lr, config.momentum, weight_decay=config.wd, nesterov=config.nesterov, fused=True
+        )
+    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+    return kind(parameters, config.lr, weight_decay=config.wd, fused=True)
+
+
+def train_one_epoch(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    optimizer: torch.optim.Optimizer,
+    rates: Sequence[float],
+    where: Hardware,
+    label_smoothing: float = 0.0,
+    after_step: Callable[[], object] = lambda: None,
+) -> tuple[Tensor, float]:
+    """Train on each of `batches` (images [B,3,H,W], labels [B]) once, step i at learning rate `rates[i]`.
+
+    Returns (loss of every step [steps] on the CPU, accuracy in percent, of the outputs the steps were taken from).
+    Raises Diverged, naming the step of this epoch and its rate, at a loss that is NaN or infinite: on a CPU before that
+    step is taken, on a GPU within 50 steps (it is asked rarely, so as not to wait for it).
+    """
+    model.train()
+    losses = torch.zeros(len(rates), device=where.device)
+    correct, seen, checked = torch.zeros((), dtype=torch.int64, device=where.device), 0, 0
+    for step, ((images, labels), rate) in enumerate(zip(batches, rates, strict=True)):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        with where.autocast():
+            logits = model(images)
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
+        losses[step] = loss.detach()
+        if where.device.type == "cpu" or step % 50 == 49 or step == len(rates) - 1:
+            for at, value in enumerate(losses[checked : step + 1].tolist(), start=checked):
+                if not math.isfinite(value):
+                    raise Diverged(f"the loss is {value} at step {at + 1} of {len(rates)}, learning rate {rates[at]:g}")
+            checked = step + 1
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        correct += (logits.argmax(1) == labels).sum()
+        seen += len(labels)
+        after_step()
+    return losses.cpu(), 100 * correct.item() / seen
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], where: Hardware
+) -> tuple[float, float, Tensor]:
+    """One pass over `batches` (images [B,3,H,W], labels [B]) in eval mode.
+
+    Returns (mean cross-entropy, accuracy in percent, logits [N, classes] float32 on the CPU).
+    """
+    model.eval()
+    logits, labels = [], []
+    for images, target in batches:
+        with where.autocast():
+            logits.append(model(images).float())
+        labels.append(target)
+    logits, labels = torch.cat(logits), torch.cat(labels)
+    loss = F.cross_entropy(logits, labels).item()
+    accuracy = 100 * (logits.argmax(1) == labels).double().mean().item()
+    return loss, accuracy, logits.cpu()

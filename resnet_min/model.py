@@ -1,0 +1,242 @@
+"""Residual networks and their plain twins (He et al., "Deep Residual Learning for Image Recognition", CVPR 2016).
+
+Parameter names are torchvision's: with `stem="imagenet"` its weights load into ours and ours into it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .errors import UserError
+from .recipes import ARCHS, Config, did_you_mean
+
+
+def conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+
+
+def conv1x1(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+
+
+class PadShortcut(nn.Module):
+    """Option A of He et al., section 3.3: every stride-th pixel, new channels zero. No parameters."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.extra, self.stride = outputs - inputs, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.extra))
+
+
+class Block(nn.Module):
+    """What both kinds of block share: `depth` times conv, bn, ReLU, where the shortcut joins before the last ReLU.
+
+    x [B, inputs, H, W] -> [B, width * expansion, ceil(H / stride), ceil(W / stride)]. A plain block has no shortcut.
+    """
+
+    expansion: int
+    depth: int
+
+    def __init__(self, inputs: int, width: int, stride: int, plain: bool, shortcut: str) -> None:
+        super().__init__()
+        outputs = width * self.expansion
+        self.plain = plain
+        self.downsample: nn.Module | None = None
+        if not plain and (stride != 1 or inputs != outputs):
+            if shortcut == "pad":
+                self.downsample = PadShortcut(inputs, outputs, stride)
+            else:
+                self.downsample = nn.Sequential(conv1x1(inputs, outputs, stride), nn.BatchNorm2d(outputs))
+
+    def layers(self) -> list[tuple[nn.Conv2d, nn.BatchNorm2d, nn.ReLU]]:
+        """The block's (conv, bn, relu), first to last."""
+        return [tuple(getattr(self, f"{kind}{i + 1}") for kind in ("conv", "bn", "relu")) for i in range(self.depth)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        *first, (conv, bn, relu) = self.layers()
+        out = x
+        for c, b, r in first:
+            out = r(b(c(out)))
+        out = bn(conv(out))
+        if not self.plain:
+            out = out + (x if self.downsample is None else self.downsample(x))
+        return relu(out)
+
+
+class BasicBlock(Block):
+    """Two 3×3 convolutions (He et al., figure 5 left); the first one strides."""
+
+    expansion, depth = 1, 2
+
+    def __init__(self, inputs: int, width: int, stride: int, plain: bool, shortcut: str) -> None:
+        super().__init__(inputs, width, stride, plain, shortcut)
+        self.conv1, self.bn1, self.relu1 = conv3x3(inputs, width, stride), nn.BatchNorm2d(width), nn.ReLU()
+        self.conv2, self.bn2, self.relu2 = conv3x3(width, width), nn.BatchNorm2d(width), nn.ReLU()
+
+
+class Bottleneck(Block):
+    """1×1, 3×3, 1×1 (He et al., figure 5 right); the 3×3 strides, as in torchvision ("ResNet v1.5")."""
+
+    expansion, depth = 4, 3
+
+    def __init__(self, inputs: int, width: int, stride: int, plain: bool, shortcut: str) -> None:
+        super().__init__(inputs, width, stride, plain, shortcut)
+        outputs = width * self.expansion
+        self.conv1, self.bn1, self.relu1 = conv1x1(inputs, width), nn.BatchNorm2d(width), nn.ReLU()
+        self.conv2, self.bn2, self.relu2 = conv3x3(width, width, stride), nn.BatchNorm2d(width), nn.ReLU()
+        self.conv3, self.bn3, self.relu3 = conv1x1(width, outputs), nn.BatchNorm2d(outputs), nn.ReLU()
+
+
+#      arch          block       blocks          widths               shortcut
+ARCH: dict[str, tuple[type[Block], tuple[int, ...], tuple[int, ...], str]] = {
+    "resnet18": (BasicBlock, (2, 2, 2, 2), (64, 128, 256, 512), "conv"),
+    "resnet34": (BasicBlock, (3, 4, 6, 3), (64, 128, 256, 512), "conv"),
+    "resnet50": (Bottleneck, (3, 4, 6, 3), (64, 128, 256, 512), "conv"),
+    "resnet101": (Bottleneck, (3, 4, 23, 3), (64, 128, 256, 512), "conv"),
+    "resnet152": (Bottleneck, (3, 8, 36, 3), (64, 128, 256, 512), "conv"),
+    "resnet20": (BasicBlock, (3, 3, 3), (16, 32, 64), "pad"),
+    "resnet32": (BasicBlock, (5, 5, 5), (16, 32, 64), "pad"),
+    "resnet44": (BasicBlock, (7, 7, 7), (16, 32, 64), "pad"),
+    "resnet56": (BasicBlock, (9, 9, 9), (16, 32, 64), "pad"),
+    "resnet110": (BasicBlock, (18, 18, 18), (16, 32, 64), "pad"),
+}
+assert tuple(ARCH) == ARCHS
+
+
+class ResNet(nn.Module):
+    """images [B, 3, H, W] -> logits [B, num_classes]. Stages are `layer1` … `layerN`; `fc` is the last layer.
+
+    Convolutions have no bias; weights are drawn by kaiming_normal (fan out), as torchvision's are.
+    """
+
+    def __init__(
+        self,
+        block: type[Block],
+        blocks: Sequence[int],
+        widths: Sequence[int],
+        strides: Sequence[int],
+        *,
+        num_classes: int,
+        stem: str,
+        plain: bool,
+        shortcut: str,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        channels = widths[0]  # of the paper's nets, ImageNet's and CIFAR's alike
+        if stem == "imagenet":
+            self.conv1 = nn.Conv2d(3, channels, 7, stride=2, padding=3, bias=False)
+        else:
+            self.conv1 = conv3x3(3, channels)
+        self.bn1, self.relu = nn.BatchNorm2d(channels), nn.ReLU()
+        self.maxpool = nn.Identity() if stem == "cifar" else nn.MaxPool2d(3, stride=2, padding=1)
+        self.stages = len(blocks)
+        for stage, (count, width, stride) in enumerate(zip(blocks, widths, strides, strict=True), start=1):
+            stack = []
+            for index in range(count):
+                stack.append(block(channels, width, stride if index == 0 else 1, plain, shortcut))
+                channels = width * block.expansion
+            self.add_module(f"layer{stage}", nn.Sequential(*stack))
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.dropout = nn.Dropout(dropout)
+        self.fc = nn.Linear(channels, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def features(self, x: Tensor) -> Tensor:
+        """images [B, 3, H, W] -> the last stage's maps [B, C, h, w]."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        for stage in range(1, self.stages + 1):
+            x = getattr(self, f"layer{stage}")(x)
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.dropout(self.avgpool(self.features(x)).flatten(1)))
+
+
+def resnet(
+    arch: str,
+    num_classes: int = 10,
+    stem: str = "cifar",
+    plain: bool = False,
+    *,
+    blocks: Sequence[int] | None = None,
+    widths: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+    dropout: float = 0.0,
+) -> ResNet:
+    """A ResNet by name: resnet18/34/50/101/152, or the paper's CIFAR nets resnet20/32/44/56/110 (option A shortcuts).
+
+    stem: "cifar" (3×3 stride 1), "imagenet" (7×7 stride 2, max-pool), "cifar-pool" (3×3 stride 1, max-pool).
+    plain: the same convolutions without shortcuts (and so without projections).
+    blocks, widths, strides: one number a stage, instead of the arch's own; strides default to 1, 2, 2, ….
+    Raises UserError for an unknown name or numbers that do not fit together.
+
+    >>> sum(p.numel() for p in resnet("resnet18").parameters())
+    11173962
+    """
+    if arch not in ARCH:
+        raise UserError(f"unknown arch {arch!r}{did_you_mean(arch, ARCH)}; known: {', '.join(ARCH)}")
+    if stem not in ("cifar", "imagenet", "cifar-pool"):
+        raise UserError(f"unknown stem {stem!r}; known: cifar, imagenet, cifar-pool")
+    block, own_blocks, own_widths, shortcut = ARCH[arch]
+    blocks, widths = tuple(blocks or own_blocks), tuple(widths or own_widths)
+    strides = tuple(strides or (1, *(2,) * (len(blocks) - 1)))
+    if not len(blocks) == len(widths) == len(strides):
+        raise UserError(
+            f"blocks, widths and strides need one number a stage; got {len(blocks)}, {len(widths)} and {len(strides)}"
+        )
+    if min(*blocks, *widths, *strides) < 1:
+        raise UserError(f"blocks, widths and strides must be positive; got {blocks}, {widths}, {strides}")
+    if shortcut == "pad" and list(widths) != sorted(widths):
+        raise UserError(f"{arch}'s zero-padded shortcuts cannot drop channels; got widths {widths}")
+    return ResNet(
+        block, blocks, widths, strides,
+        num_classes=num_classes, stem=stem, plain=plain, shortcut=shortcut, dropout=dropout,
+    )  # fmt: skip
+
+
+def from_config(config: Config, num_classes: int) -> ResNet:
+    """The model that a run's options describe."""
+    return resnet(
+        config.arch, num_classes, config.stem, config.plain,
+        blocks=config.blocks, widths=config.widths, strides=config.strides, dropout=config.dropout,
+    )  # fmt: skip
+
+
+def count_parameters(model: nn.Module, trained_only: bool = False) -> int:
+    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trained_only)
+
+
+def count_macs(model: nn.Module, size: tuple[int, int]) -> int:
+    """Multiply-accumulates of one image's forward pass (convolutions, matrix products), at height × width `size`."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    first = next(model.parameters())
+    training = model.training
+    model.eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, 3, *size, device=first.device, dtype=first.dtype))
+    model.train(training)
+    return counter.get_total_flops() // 2
+
+
+# One function a depth; the parameter counts are those of the CIFAR stem and 10 classes.
+resnet18 = partial(resnet, "resnet18")  # 11.2M
+resnet34 = partial(resnet, "resnet34")  # 21.3M
+resnet50 = partial(resnet, "resnet50")  # 23.5M
+resnet101 = partial(resnet, "resnet101")  # 42.5M
+resnet152 = partial(resnet, "resnet152")  # 58.2M
+resnet20 = partial(resnet, "resnet20")  # 0.27M
+resnet32 = partial(resnet, "resnet32")  # 0.46M
+resnet44 = partial(resnet, "resnet44")  # 0.66M
+resnet56 = partial(resnet, "resnet56")  # 0.85M
+resnet110 = partial(resnet, "resnet110")  # 1.73M

@@ -1,0 +1,80 @@
+"""A run's folder: config.json, metrics.jsonl (a line an epoch), steps.jsonl (a line a step), checkpoints, pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from .errors import UserError
+from .recipes import Config
+
+FILES = ("config.json", "metrics.jsonl", "steps.jsonl", "last.pt", "best.pt", "curves.png")
+
+
+class Run:
+    """Appends to a run's logs, each line when it is known. `rows` holds the lines of metrics.jsonl."""
+
+    def __init__(self, folder: Path, config: Config, rows: list[dict[str, Any]]) -> None:
+        self.folder, self.rows = folder, rows
+        (folder / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=1) + "\n")
+
+    @classmethod
+    def create(cls, out: str | None, overwrite: bool, config: Config, data_name: str) -> Run:
+        """A new run in folder `out`, or in the next free runs/ARCH[-plain]-DATA-K.
+
+        Raises UserError where `out` holds a run that may not be overwritten, or is a file.
+        """
+        if out is None:
+            return cls(_next_free(f"{config.arch}{'-plain' if config.plain else ''}-{data_name}"), config, [])
+        folder = Path(out)
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"--out {folder} is a file; name a folder")
+        if any((folder / name).exists() for name in FILES):
+            if not overwrite:
+                raise UserError(f"{folder} already holds a run: --resume {folder} goes on, --overwrite replaces it")
+            for name in FILES:
+                (folder / name).unlink(missing_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        return cls(folder, config, [])
+
+    @classmethod
+    def reopen(cls, folder: Path, config: Config, epoch: int, step: int) -> Run:
+        """Go on in `folder` after `epoch` and `step`. Later lines go: their checkpoint was never written."""
+        _truncate(folder / "steps.jsonl", "step", step)
+        return cls(folder, config, _truncate(folder / "metrics.jsonl", "epoch", epoch))
+
+    def log(self, row: dict[str, Any], steps: list[dict[str, Any]]) -> None:
+        """Append an epoch's line and its steps'."""
+        self.rows.append(row)
+        for name, lines in (("metrics.jsonl", [row]), ("steps.jsonl", steps)):
+            with open(self.folder / name, "a") as file:
+                file.writelines(json.dumps(line) + "\n" for line in lines)
+
+
+def _next_free(stem: str) -> Path:
+    number = 1
+    while True:
+        folder = Path("runs", f"{stem}-{number}")
+        try:
+            folder.mkdir(parents=True)  # fails where another run was quicker
+            return folder
+        except FileExistsError:
+            number += 1
+
+
+def _truncate(path: Path, key: str, last: int) -> list[dict[str, Any]]:
+    """Keep the lines of a .jsonl file whose `key` is at most `last`, and return them."""
+    kept = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            row = json.loads(line)
+        except ValueError:  # a line that a kill cut short: nothing after it counts
+            break
+        if row[key] <= last:
+            kept.append(row)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    temporary.replace(path)
+    return kept

@@ -1,0 +1,27 @@
+"""Learning rates as a function of the step alone: nothing to save, nothing that jumps on resume."""
+
+import math
+
+from .recipes import Config
+
+
+def learning_rate(config: Config, step: int, steps_per_epoch: int) -> float:
+    """The learning rate of optimizer step `step` (counted from 0).
+
+    Equivalent to torch's MultiStepLR and CosineAnnealingLR stepped once an epoch (MultiStepLR once an iteration where
+    `milestone_unit` says so), and to OneCycleLR(anneal_strategy="linear") with its default factors, stepped once an
+    iteration: lr / 25 up to lr over the share `warmup` of the run, then down to lr / 250,000.
+    """
+    epoch = step // steps_per_epoch
+    if config.schedule == "step":
+        now = epoch if config.milestone_unit == "epochs" else step
+        return config.lr * config.gamma ** sum(now >= milestone for milestone in config.milestones)
+    if config.schedule == "cosine":
+        return config.lr * (1 + math.cos(math.pi * epoch / (config.t_max or config.epochs))) / 2
+    if config.schedule == "onecycle":
+        last = config.epochs * steps_per_epoch - 1
+        peak = config.warmup * (last + 1) - 1
+        if 0 < peak >= step:
+            return config.lr * (1 / 25 + (1 - 1 / 25) * step / peak)
+        return config.lr * (1 + (1 / 250_000 - 1) * (step - peak) / (last - peak or 1))
+    return config.lr

@@ -1,0 +1,84 @@
+import pickle
+
+import pytest
+import torch
+
+from resnet_min import checkpoint
+from resnet_min.engine import make_optimizer
+from resnet_min.errors import UserError
+from resnet_min.model import from_config
+from resnet_min.recipes import Config
+
+
+@pytest.fixture
+def saved():
+    config = Config(arch="resnet20", blocks=(1, 1, 1), widths=(4, 4, 4), mean=(0.5,) * 3, std=(0.2,) * 3)
+    model = from_config(config, 3)
+    return checkpoint.snapshot(model, make_optimizer(config, model), config, ("a", "b", "c"), epoch=2, step=20)
+
+
+def test_round_trip(saved, tmp_path):
+    checkpoint.save(tmp_path / "last.pt", saved)
+    model, loaded = checkpoint.load_model(tmp_path)  # the folder stands for its last.pt
+    assert not model.training
+    assert tuple(loaded) == checkpoint.KEYS
+    assert checkpoint.config_of(loaded) == checkpoint.config_of(saved)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, saved["model"][name])
+    assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_a_failed_save_leaves_the_old_checkpoint(saved, tmp_path, monkeypatch):
+    checkpoint.save(tmp_path / "last.pt", saved)
+    before = (tmp_path / "last.pt").read_bytes()
+
+    def full_disk(*_):
+        raise RuntimeError("[enforce fail at inline_container.cc] . PytorchStreamWriter failed writing file")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(OSError, match="disk full"):
+        checkpoint.save(tmp_path / "last.pt", saved)
+    assert (tmp_path / "last.pt").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
+
+
+class Trap:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('code in a checkpoint was run')",))
+
+
+def test_unreadable_checkpoints_are_refused_in_one_line(saved, tmp_path):
+    path = tmp_path / "x.pt"
+    with pytest.raises(UserError, match="no checkpoint at"):
+        checkpoint.load(path)
+    checkpoint.save(path, saved)
+    whole = path.read_bytes()
+    for keep in (0, 10, len(whole) // 2, len(whole) - 30):
+        path.write_bytes(whole[:keep])
+        with pytest.raises(UserError, match="x.pt"):
+            checkpoint.load(path)
+    path.write_bytes(pickle.dumps(Trap()))
+    with pytest.raises(UserError, match="refused"):
+        checkpoint.load(path)
+    torch.save({"model": Trap()}, path)
+    with pytest.raises(UserError, match="refused"):
+        checkpoint.load(path)
+    torch.save({"state_dict": {}}, path)
+    with pytest.raises(UserError, match="not a checkpoint of this project"):
+        checkpoint.load(path)
+
+
+def test_another_architecture_is_named(saved, tmp_path):
+    saved["config"]["widths"] = [8, 8, 8]
+    checkpoint.save(tmp_path / "last.pt", saved)
+    with pytest.raises(UserError, match=r"another architecture.*bn1"):
+        checkpoint.load_model(tmp_path)
+
+
+def test_newest(saved, tmp_path):
+    with pytest.raises(UserError, match="train one first"):
+        checkpoint.newest(tmp_path)
+    for name in ("b", "a"):
+        (tmp_path / name).mkdir()
+        checkpoint.save(tmp_path / name / "last.pt", saved)
+    assert checkpoint.newest(tmp_path) == tmp_path / "a" / "last.pt"

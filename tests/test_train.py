@@ -1,0 +1,226 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import train
+from resnet_min import checkpoint, engine
+from resnet_min.errors import UserError, run_script
+from resnet_min.recipes import RECIPES, Config
+
+ROOT = Path(__file__).parent.parent
+TINY = "--arch resnet20 --blocks 1 1 1 --widths 4 4 8 --batch-size 8 --lr 0.05 --amp off --dropout 0.3".split()
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An image folder of two classes that differ in colour, as the working directory's `shades`."""
+    draw = np.random.default_rng(0)
+    for split, count in (("train", 17), ("test", 6)):
+        for name, level in (("dark", 60), ("light", 180)):
+            (tmp_path / "shades" / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = (level + draw.integers(-50, 50, (16, 16, 3))).astype(np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "shades" / split / name / f"{i}.png")
+    monkeypatch.chdir(tmp_path)
+    return "shades"
+
+
+def run(folder, *flags):
+    train.main([*TINY, "--data", folder, "--image-size", "16", *map(str, flags)])
+
+
+def rows(path):
+    """The lines of a run's metrics.jsonl, but for what the clock says."""
+    lines = [json.loads(line) for line in Path(path, "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_second")} for line in lines]
+
+
+def assert_same_run(one, two):
+    assert rows(one) == rows(two)
+    assert Path(one, "steps.jsonl").read_text() == Path(two, "steps.jsonl").read_text()
+    first, second = checkpoint.load(one), checkpoint.load(two)
+    for name, tensor in first["model"].items():
+        assert torch.equal(tensor, second["model"][name]), name
+    for one_state, two_state in zip(
+        first["optimizer"]["state"].values(), second["optimizer"]["state"].values(), strict=True
+    ):
+        assert torch.equal(one_state["momentum_buffer"], two_state["momentum_buffer"])
+    assert torch.equal(first["rng"]["cpu"], second["rng"]["cpu"])
+
+
+def test_a_run_writes_what_it_promises(folder, capsys):
+    run(folder, "--epochs", 2)
+    run(folder, "--epochs", 1, "--plain")
+    out = capsys.readouterr().out
+    assert sorted(os.listdir("runs")) == ["resnet20-plain-shades-1", "resnet20-shades-1"]
+    path = Path("runs/resnet20-shades-1")
+    assert sorted(os.listdir(path)) == ["config.json", "curves.png", "last.pt", "metrics.jsonl", "steps.jsonl"]
+    lines = rows(path)
+    assert [line["epoch"] for line in lines] == [1, 2] and [line["step"] for line in lines] == [5, 10]
+    wanted = {"epoch", "step", "lr", "train_loss", "train_accuracy", "test_loss", "test_accuracy"}
+    assert all(set(line) == wanted for line in lines)
+    steps = [json.loads(line) for line in (path / "steps.jsonl").read_text().splitlines()]
+    assert [step["step"] for step in steps] == list(range(1, 11)) and set(steps[0]) == {"step", "lr", "loss"}
+    config = json.loads((path / "config.json").read_text())
+    assert Config(**config).data == str(Path(folder).resolve())
+    assert "best on test" in out and "only to compare" in out
+
+
+def test_the_test_set_does_not_select(folder, capsys):
+    run(folder, "--epochs", 3, "--val-size", 8, "--out", "r")
+    lines = rows("r")
+    assert ["test_accuracy" in line for line in lines] == [False, False, True]
+    best = max(lines, key=lambda line: line["val_accuracy"])["epoch"]
+    assert checkpoint.load("r/best.pt")["epoch"] == best
+    assert "best on test" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flags", [(), ("--val-size", 6, "--schedule", "cosine"), ("--amp", "bf16")], ids=str)
+def test_resume_is_bit_exact(folder, monkeypatch, flags):
+    run(folder, "--epochs", 4, "--out", "whole", *flags)
+
+    real, calls = engine.train_one_epoch, []
+
+    def interrupted(*args, **options):
+        calls.append(1)
+        if len(calls) == 3:  # in the middle of the third epoch
+            options["after_step"] = lambda: (_ for _ in ()).throw(KeyboardInterrupt)
+        return real(*args, **options)
+
+    monkeypatch.setattr(engine, "train_one_epoch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, "--epochs", 4, "--out", "parts", *flags)
+    monkeypatch.setattr(engine, "train_one_epoch", real)
+    with open("parts/metrics.jsonl", "a") as file:  # an epoch that was logged and never saved, and a line cut short
+        file.write(json.dumps({**rows("parts")[-1], "epoch": 3, "train_loss": 99}) + '\n{"epo')
+    torch.randn(7)  # whatever the new process has drawn before
+    train.main(["--resume", "parts"])
+    assert_same_run("whole", "parts")
+
+
+def test_resume_after_a_kill(folder):
+    command = [sys.executable, str(ROOT / "train.py"), *TINY, "--data", folder, "--image-size", "16", "--epochs", "400"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([*command, "--out", "killed"], env=environment, stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("epoch 3/"):
+            time.sleep(0.05)
+            process.send_signal(signal.SIGKILL)
+            break
+    process.communicate()
+    done = checkpoint.load("killed")["epoch"]
+    assert 3 <= done < 400
+    saved = checkpoint.load("killed")
+    saved["config"]["epochs"] = done + 2
+    checkpoint.save("killed/last.pt", saved)
+    train.main(["--resume", "killed"])
+    run(folder, "--epochs", done + 2, "--out", "whole")
+    assert_same_run("killed", "whole")
+
+
+def test_resume_goes_on_longer_with_epochs(folder):
+    run(folder, "--epochs", 1, "--out", "r", "--schedule", "constant")
+    with pytest.raises(UserError, match="has finished its 1 epochs"):
+        train.main(["--resume", "r"])
+    with pytest.raises(UserError, match=r"leave out --lr$"):
+        train.main(["--resume", "r", "--lr", "0.5"])
+    train.main(["--resume", "r/last.pt", "--epochs", "2"])
+    run(folder, "--epochs", 2, "--out", "whole", "--schedule", "constant")
+    assert_same_run("r", "whole")
+
+
+def test_resume_refuses_other_data(folder):
+    run(folder, "--epochs", 1, "--out", "r")
+    for path in list(Path(folder, "train").rglob("1*.png")):
+        path.unlink()
+    with pytest.raises(UserError, match="not the data that"):
+        train.main(["--resume", "r", "--epochs", "2"])
+
+
+def test_a_run_is_not_overwritten(folder):
+    run(folder, "--epochs", 1, "--out", "r")
+    before = Path("r/last.pt").read_bytes()
+    with pytest.raises(UserError, match="already holds a run"):
+        run(folder, "--epochs", 1, "--out", "r")
+    assert Path("r/last.pt").read_bytes() == before
+    run(folder, "--epochs", 1, "--out", "r", "--overwrite", "--seed", 3)
+    assert len(rows("r")) == 1 and Path("r/last.pt").read_bytes() != before
+
+
+def test_divergence_names_step_and_rate_and_keeps_the_last_good_checkpoint(folder, monkeypatch):
+    run(folder, "--epochs", 1, "--out", "r", "--schedule", "constant")
+    before = Path("r/last.pt").read_bytes()
+    monkeypatch.setattr("resnet_min.schedule.learning_rate", lambda *_: 1e30)
+    with pytest.raises(UserError, match=r"epoch 2: the loss is \w+ at step \d of 5, learning rate 1e\+30; .*epoch 1"):
+        train.main(["--resume", "r", "--epochs", "2"])
+    assert Path("r/last.pt").read_bytes() == before
+    with pytest.raises(UserError, match="no epoch was finished"):
+        run(folder, "--epochs", 2, "--out", "new")
+    assert not Path("new/last.pt").exists()
+
+
+def test_dry_run_says_what_would_happen_and_leaves_nothing(folder, capsys):
+    run(folder, "--dry-run", "--epochs", 164)
+    out = capsys.readouterr().out
+    assert "dark 17, light 17" in out and "from epoch 82: 0.005" in out and "frozen: nothing" in out
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--arch", "resnet19"], "unknown arch 'resnet19', did you mean resnet1"),
+        (["--recipe", "digit"], "unknown recipe 'digit', did you mean digits?"),
+        (["--epochs", "0"], "--epochs must be at least 1; got 0"),
+        (["--batch-size", "99"], "--batch-size 99 is larger than the data"),
+        (["--data", "nowhere"], "nowhere"),
+        (["--lr", "nan"], "--lr must be positive"),
+        (["--milestones", "8", "4"], "must be positive and rise"),
+        (["--milestones", "200"], "past the end"),
+        (["--device", "cuda:99"], "device 'cuda:99' is not available here"),
+        (["--resume", "nowhere"], "no checkpoint at nowhere"),
+        (["--out", "shades/train/dark/0.png"], "is a file"),
+        (["--out", "/proc/nowhere"], "/proc/nowhere"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_line_and_exit_code_2(folder, flags, says, capsys):
+    arguments = flags if flags[0] in ("--resume", "--recipe") else ["--data", folder, "-b", "8", *flags]
+    with pytest.raises(SystemExit) as stop:
+        run_script(lambda: train.main(arguments))
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and err.startswith("error: ") and says in err and err.count("\n") == 1
+    assert not Path("runs").exists()
+
+
+def test_a_full_disk_is_one_line(folder, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(28, "No space left on device", "last.pt")
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    with pytest.raises(SystemExit) as stop:
+        run_script(lambda: run(folder, "--epochs", 1))
+    assert stop.value.code == 2 and capsys.readouterr().err == "error: No space left on device: last.pt\n"
+
+
+def test_help_does_not_wait_for_torch():
+    code = "import sys, train; train.get_parser().format_help(); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_flags_override_a_recipe():
+    for name in RECIPES:
+        config = train.configure({"data": "digits", "epochs": 3}, name)
+        assert (config.data, config.epochs) == ("digits", 3)
+    assert train.configure({}, "nctu-resnet50-plain").plain
+    assert train.configure({"data": "digits"}, None).schedule == "onecycle"
+    assert train.configure({"data": "x"}, None).mean is None

@@ -1,0 +1,252 @@
+#!/usr/bin/env python
+"""Train a residual network, or its plain twin, on small images.
+
+    python train.py                                          CIFAR-10 if it can be had, otherwise the embedded digits
+    python train.py --recipe digits                          a minute on two CPU cores
+    python train.py --arch resnet18 --plain                  without shortcuts
+    python train.py --data FOLDER --arch resnet20 --epochs 6 --schedule onecycle --lr 0.2 --nesterov --wd 5e-4
+    python train.py --resume runs/resnet20-digits-1          go on where it stopped, to the bit on a CPU
+
+A run writes a folder: config.json, metrics.jsonl (a line an epoch), steps.jsonl (a line a step), last.pt, best.pt where
+there is a validation split, curves.png. The test set never selects: without a validation split the last epoch counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from resnet_min.errors import UserError, run_script
+from resnet_min.recipes import RECIPES, Config, default_settings, flag, recipe
+
+if TYPE_CHECKING:  # torch is imported where it is used, so that --help is quick
+    from resnet_min.data import Dataset
+    from resnet_min.engine import Hardware
+    from resnet_min.model import ResNet
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """Every field of `Config` as a flag, and what concerns only this script. A flag that is not given sets nothing."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )  # fmt: skip
+    parser.add_argument("--recipe", help=f"preset that the other flags override: {', '.join(RECIPES)}")
+    parser.add_argument("--resume", metavar="RUN", help="go on with a run: its folder or checkpoint")
+    parser.add_argument("--out", metavar="DIR", help="run folder (default: runs/ARCH[-plain]-DATA-K)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the run that --out holds")
+    parser.add_argument("--dry-run", action="store_true", help="print model, data and learning rates, and leave")
+    for item in dataclasses.fields(Config):
+        kind, default = item.metadata["type"], item.default
+        shown = "" if default in (None, ()) else f" (default: {default})"
+        options: dict[str, Any] = {"help": item.metadata["help"] + shown}
+        if isinstance(default, bool):
+            options["action"] = argparse.BooleanOptionalAction
+        else:
+            options |= {"type": kind, "choices": item.metadata["choices"]}
+            if "tuple" in str(item.type):
+                options["nargs"] = "+"
+            if not item.metadata["choices"]:
+                options["metavar"] = {int: "N", float: "X", str: item.name.upper()}[kind]
+        parser.add_argument(*item.metadata["flags"], flag(item.name), dest=item.name, **options)
+    return parser
+
+
+def configure(flags: dict[str, Any], recipe_name: str | None) -> Config:
+    """The options of a new run: the recipe's, or those that suit the data, and the flags over them."""
+    Config(**flags)  # a slip shows before anything slow begins
+    if recipe_name is not None:
+        return Config(**{**recipe(recipe_name).settings, **flags})
+    from resnet_min.data import resolve_auto
+
+    data = resolve_auto(flags.get("data", "auto"), flags.get("data_dir", Config.data_dir))
+    config = Config(**{**default_settings(data), **flags, "data": data})
+    if "milestones" in flags and config.milestone_unit == "epochs" and config.milestones[-1] >= config.epochs:
+        raise UserError(f"--milestones {config.milestones[-1]} lies past the end of {config.epochs} epochs")
+    return config
+
+
+def describe(config: Config, dataset: Dataset, model: ResNet, where: Hardware) -> None:
+    """Say what is about to be trained, on what, with what."""
+    from resnet_min import model as models
+    from resnet_min import ops
+
+    total, trained = models.count_parameters(model), models.count_parameters(model, trained_only=True)
+    size = tuple(dataset.train.images.shape[1:3])
+    kind = f"{config.arch}{', plain' if config.plain else ''}, {config.stem} stem"
+    macs = models.count_macs(model, size) / 1e6
+    print(f"model: {kind}: {total:,} parameters ({total - trained:,} frozen), {macs:,.1f}M MACs an image")
+    sizes = ", ".join(
+        f"{len(split):,} {name}" for name in ("train", "val", "test") if (split := getattr(dataset, name)) is not None
+    )
+    mean, std = (" ".join(f"{v:.4f}" for v in values) for values in (config.mean, config.std))
+    print(f"data: {config.data}: {sizes}; {size[0]}x{size[1]}; {len(dataset.classes)} classes")
+    print(f"normalised by: mean {mean}, std {std}")
+    print(f"device: {where}{', channels_last' if config.channels_last else ''}")
+    print(ops.backend_line(where.device))
+
+
+def dry_run(config: Config, dataset: Dataset, model: ResNet, steps: int) -> None:
+    """The rest of --dry-run: class counts, frozen tensors, the learning rate at the start of each epoch."""
+    from resnet_min.schedule import learning_rate
+
+    for name in ("train", "val", "test"):
+        if (split := getattr(dataset, name)) is not None:
+            counts = split.labels.bincount(minlength=len(dataset.classes)).tolist()
+            print(f"{name}: " + ", ".join(f"{c} {n}" for c, n in zip(dataset.classes, counts, strict=True)))
+    print("frozen: " + (", ".join(n for n, p in model.named_parameters() if not p.requires_grad) or "nothing"))
+    print(f"{config.epochs} epochs of {steps} steps of {config.batch_size} images; learning rates:")
+    above = None
+    for epoch in range(config.epochs):
+        first, last = (learning_rate(config, epoch * steps + step, steps) for step in (0, steps - 1))
+        line = f"{first:.6g}" if first == last else f"{first:.6g} to {last:.6g}"
+        if line != above:  # epochs of the same rates share a line
+            print(f"  from epoch {epoch + 1}: {line}")
+        above = line
+
+
+def train(config: Config, out: str | None, overwrite: bool, resume: Path | None, only_show: bool) -> None:
+    """Train as `config` says; `resume` is the checkpoint to go on with. `only_show`: describe the run and leave."""
+    import torch
+    from tqdm import tqdm
+
+    from resnet_min import checkpoint, data, engine, model, ops
+    from resnet_min.augment import Batches
+    from resnet_min.run import Run
+    from resnet_min.schedule import learning_rate
+
+    ops.set_backend(config.kernels)
+    where = engine.hardware(config.device, config.amp)
+    dataset = data.load(
+        config.data, data_dir=config.data_dir, cache_dir=config.cache_dir, image_size=config.image_size,
+        val_size=config.val_size, seed=config.seed,
+    )  # fmt: skip
+    if config.batch_size > len(dataset.train):
+        raise UserError(f"--batch-size {config.batch_size} is larger than the data, {len(dataset.train)} images")
+    config = dataclasses.replace(
+        config, data=dataset.source, mean=config.mean or dataset.mean, std=config.std or dataset.std
+    )
+    torch.manual_seed(config.seed)
+    net = model.from_config(config, len(dataset.classes))
+    describe(config, dataset, net, where)
+    net.to(where.device, memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
+    optimizer = engine.make_optimizer(config, net)
+
+    common = dict(mean=config.mean, std=config.std, device=where.device, dtype=where.dtype)
+    batches = Batches(
+        dataset.train,
+        batch_size=config.batch_size,
+        padding=config.padding,
+        flip=config.flip,
+        seed=config.seed,
+        **common,
+    )
+    # Looked at after every epoch. With a validation split, the test set is kept for the end.
+    watched = "test" if dataset.val is None else "val"
+    held_out = {
+        name: Batches(split, batch_size=min(256, len(split)), **common)
+        for name, split in (("val", dataset.val), ("test", dataset.test))
+        if split is not None
+    }
+    steps = len(batches)  # an epoch
+    if only_show:
+        return dry_run(config, dataset, net, steps)
+
+    done = 0
+    if resume is None:
+        run = Run.create(out, overwrite, config, dataset.name)
+    else:
+        saved = checkpoint.load(resume)
+        if tuple(saved["classes"]) != dataset.classes or saved["step"] != saved["epoch"] * steps:
+            raise UserError(f"{dataset.source} is not the data that {resume} was trained on: other classes or sizes")
+        checkpoint.restore(saved, net, optimizer, resume)
+        done = saved["epoch"]
+        run = Run.reopen(resume.parent, config, done, saved["step"])
+    print(f"run: {run.folder}")
+
+    for epoch in range(done + 1, config.epochs + 1):
+        first = (epoch - 1) * steps
+        rates = [learning_rate(config, first + step, steps) for step in range(steps)]
+        bar = tqdm(total=steps, desc=f"epoch {epoch}", leave=False, disable=not sys.stderr.isatty())
+        began = time.perf_counter()
+        try:
+            losses, accuracy = engine.train_one_epoch(
+                net, batches.epoch(epoch), optimizer, rates, where, config.label_smoothing, after_step=bar.update
+            )
+        except engine.Diverged as error:
+            kept = f"{run.folder / 'last.pt'} holds epoch {done}" if done else "no epoch was finished before it"
+            raise UserError(f"epoch {epoch}: {error}; {kept}; try a lower --lr") from None
+        finally:
+            bar.close()
+        seconds = time.perf_counter() - began
+        row = {"epoch": epoch, "step": first + steps, "lr": rates[-1]}
+        row |= {"train_loss": losses.double().mean().item(), "train_accuracy": accuracy}
+        for name, split in held_out.items():
+            if name == watched or epoch == config.epochs:
+                row[f"{name}_loss"], row[f"{name}_accuracy"], _ = engine.evaluate(net, split.ordered(), where)
+        row |= {"seconds": seconds, "images_per_second": len(dataset.train) / seconds}
+
+        trace = zip(range(first + 1, first + steps + 1), rates, losses.tolist(), strict=True)
+        run.log(row, [{"step": step, "lr": rate, "loss": loss} for step, rate, loss in trace])
+        snapshot = checkpoint.snapshot(net, optimizer, config, dataset.classes, epoch, first + steps)
+        checkpoint.save(run.folder / "last.pt", snapshot)
+        if watched == "val" and row["val_accuracy"] > max((r["val_accuracy"] for r in run.rows[:-1]), default=-1.0):
+            checkpoint.save(run.folder / "best.pt", snapshot)
+        done = epoch
+        shown = "  ".join(
+            f"{n} {row[f'{n}_accuracy']:.2f}%" for n in ("train", "val", "test") if f"{n}_accuracy" in row
+        )
+        print(
+            f"epoch {epoch}/{config.epochs}  lr {rates[-1]:.5f}  loss {row['train_loss']:.4f}  {shown}"
+            f"  {seconds:.1f} s  {row['images_per_second']:,.0f} images/s",
+            flush=True,
+        )
+    finish(run.folder, run.rows)
+
+
+def finish(folder: Path, rows: list[dict[str, Any]]) -> None:
+    """Draw the curves and say the result."""
+    from resnet_min import plots
+
+    plots.curves({folder.name: rows}, folder / "curves.png")
+    print(f"result: test accuracy {rows[-1]['test_accuracy']:.2f}% (epoch {rows[-1]['epoch']}, the last)")
+    if "val_accuracy" in rows[-1]:
+        best = max(rows, key=lambda row: row["val_accuracy"])
+        print(f"best.pt: epoch {best['epoch']}, chosen by its validation accuracy of {best['val_accuracy']:.2f}%")
+    else:
+        best = max(rows, key=lambda row: row["test_accuracy"])
+        print(
+            f"best on test: {best['test_accuracy']:.2f}% (epoch {best['epoch']}), chosen by looking at the test set: "
+            "only to compare with reports that quote it"
+        )
+    print(f"saved: {folder / 'last.pt'}, {folder / 'curves.png'}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    flags = vars(get_parser().parse_args(argv))
+    name, out, resume = (flags.pop(key, None) for key in ("recipe", "out", "resume"))
+    overwrite, only_show = (flags.pop(key, False) for key in ("overwrite", "dry_run"))
+    if resume is None:
+        return train(configure(flags, name), out, overwrite, None, only_show)
+
+    from resnet_min import checkpoint
+
+    beside = {**flags, "recipe": name, "out": out, "overwrite": overwrite}
+    if wrong := [flag(key) for key, value in beside.items() if key != "epochs" and value not in (None, False)]:
+        raise UserError(
+            f"--resume takes everything from the run itself, but for --epochs; leave out {', '.join(wrong)}"
+        )
+    path = Path(resume) / "last.pt" if Path(resume).is_dir() else Path(resume)
+    saved = checkpoint.load(path)
+    config = dataclasses.replace(checkpoint.config_of(saved), **flags)
+    if saved["epoch"] >= config.epochs:
+        raise UserError(f"{path} has finished its {saved['epoch']} epochs; a larger --epochs goes on")
+    train(config, None, False, path, only_show)
+
+
+if __name__ == "__main__":
+    run_script(main)
