@@ -128,11 +128,22 @@ def train(config: Config, out: str | None, overwrite: bool, resume: Path | None,
     if config.batch_size > len(dataset.train):
         raise UserError(f"--batch-size {config.batch_size} is larger than the data, {len(dataset.train)} images")
     config = dataclasses.replace(
-        config, data=dataset.source, mean=config.mean or dataset.mean, std=config.std or dataset.std
+        config,
+        data=dataset.source,
+        data_dir=str(Path(config.data_dir).resolve()),  # so that --resume works from any folder
+        cache_dir=config.cache_dir and str(Path(config.cache_dir).resolve()),
+        mean=config.mean or dataset.mean,
+        std=config.std or dataset.std,
     )
     torch.manual_seed(config.seed)
     net = model.from_config(config, len(dataset.classes))
     describe(config, dataset, net, where)
+    maps = net.eval().features(torch.zeros(1, 3, *dataset.train.images.shape[1:3]))
+    if len(dataset.train) % config.batch_size == 1 and maps[0, 0].numel() == 1:
+        raise UserError(
+            f"--batch-size {config.batch_size} leaves a last batch of one image, whose 1x1 maps have no batch statistics; "
+            "choose another size"
+        )
     net.to(where.device, memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
     optimizer = engine.make_optimizer(config, net)
 

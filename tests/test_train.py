@@ -182,6 +182,7 @@ def test_dry_run_says_what_would_happen_and_leaves_nothing(folder, capsys):
         (["--recipe", "digit"], "unknown recipe 'digit', did you mean digits?"),
         (["--epochs", "0"], "--epochs must be at least 1; got 0"),
         (["--batch-size", "99"], "--batch-size 99 is larger than the data"),
+        (["--batch-size", "11", "--stem", "imagenet"], "choose another size"),  # 34 images, 16x16
         (["--data", "nowhere"], "nowhere"),
         (["--lr", "nan"], "--lr must be positive"),
         (["--milestones", "8", "4"], "must be positive and rise"),

@@ -1,0 +1,231 @@
+"""eval.py on runs of small nets; `run` is what test_visualize uses too."""
+
+import dataclasses
+import importlib
+import json
+import pickle
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from resnet_min import checkpoint
+from resnet_min.errors import UserError
+from resnet_min.model import from_config
+from resnet_min.recipes import Config
+
+script = importlib.import_module("eval")
+CLASSES = ["blue", "green", "red"]
+
+
+def make_images(root: Path, classes=CLASSES, splits=("train", "test")) -> Path:
+    """An image folder: `classes[i]` are noisy pictures brightest in channel i."""
+    rng = np.random.default_rng(0)
+    for split in splits:
+        for index, name in enumerate(classes):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for number in range(5 + index):
+                pixels = rng.integers(0, 100, (32, 32, 3), dtype=np.uint8)
+                pixels[..., index % 3] += 120
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return make_images(tmp_path_factory.mktemp("images") / "colours")
+
+
+@pytest.fixture
+def run(tmp_path, images):
+    """A run folder whose net tells the classes apart by their mean colour."""
+    config = Config(
+        arch="resnet20", blocks=(1, 1), widths=(4, 8), data=str(images), cache_dir=str(tmp_path / "cache"),
+        mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = from_config(config, len(CLASSES))
+    with torch.no_grad():  # one channel through the whole net for each colour
+        for weight in (p for p in model.parameters() if p.dim() == 4):
+            weight.zero_()
+        for channel in range(3):
+            model.conv1.weight[channel, channel, 1, 1] = 1
+        model.fc.weight.copy_(10 * torch.eye(3, 8))
+        model.fc.bias.zero_()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    folder = tmp_path / "runs" / "colours-1"
+    folder.mkdir(parents=True)
+    checkpoint.save(folder / "last.pt", checkpoint.snapshot(model, optimizer, config, tuple(CLASSES), 3, 30))
+    return folder
+
+
+def change(run: Path, **entries) -> Path:
+    saved = checkpoint.load(run / "last.pt")
+    saved.update(entries)
+    checkpoint.save(run / "last.pt", saved)
+    return run
+
+
+def test_evaluates_a_run_and_draws(run, capsys):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        script.main([str(run), "--confusion", "--json", str(run / "figures.json"), "--amp", "off"])
+    text = capsys.readouterr().out
+    assert "test accuracy 100.00% (18 of 18), loss 0." in text
+    assert "resnet20, cifar stem" in text and "18 test images; 3 classes" in text
+    assert "float32" in text and "kernels:" in text
+    assert [line.split()[1] for line in text.splitlines() if line.split()[:1] == ["green"]] == ["6"]
+    assert f"confusion matrix: {run / 'confusion.png'}" in text
+    assert Image.open(run / "confusion.png").size[0] > 500
+    figures = json.loads((run / "figures.json").read_text())
+    assert figures["accuracy"] == 100 and figures["confusion"] == [[5, 0, 0], [0, 6, 0], [0, 0, 7]]
+    assert figures["split"] == "test" and figures["classes"]["red"]["recall"] == 100
+
+
+def test_the_checkpoint_decides_the_normalisation(run, capsys):
+    change(run, mean=[0.0, 0.0, 9.0])  # "red" is far below the mean, so never the brightest
+    script.main([str(run / "last.pt")])
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("red"))
+    assert line.split()[1:4] == ["7", "0.00%", "undefined"]
+
+
+def test_without_a_checkpoint_the_newest_run(run, capsys, monkeypatch):
+    monkeypatch.chdir(run.parent.parent)
+    script.main([])
+    assert "checkpoint: runs/colours-1/last.pt (the newest run)" in capsys.readouterr().out
+    (run / "last.pt").unlink()
+    with pytest.raises(UserError, match="train one first"):
+        script.main([])
+
+
+def test_batch_size_and_backend_change_nothing(run, tmp_path, capsys):
+    figures = []
+    for options in (
+        ["-b", "1"],
+        ["-b", "5", "--kernels", "reference"],
+        ["--out", str(tmp_path / "new"), "--confusion"],
+    ):
+        script.main([str(run), "--amp", "off", "--json", str(tmp_path / "f.json"), *options])
+        figures.append(json.loads((tmp_path / "f.json").read_text()))
+    assert (tmp_path / "new" / "confusion.png").is_file() and not (run / "confusion.png").exists()
+    losses = [figure.pop("loss") for figure in figures]
+    assert figures[0] == figures[1] == figures[2]
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
+
+
+def test_another_data_set_of_the_same_classes(run, tmp_path, capsys):
+    other = make_images(tmp_path / "other", splits=("train", "val", "test"))
+    script.main([str(run), "--data", str(other), "--split", "val"])
+    assert f"data: {other}: 18 val images" in capsys.readouterr().out
+
+
+def test_the_runs_own_validation_images(run, capsys):
+    config = dataclasses.replace(checkpoint.config_of(checkpoint.load(run)), val_size=6)
+    change(run, config=dataclasses.asdict(config))
+    script.main([str(run), "--split", "val"])
+    assert "6 val images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("classes", [["blue", "green"], ["blue", "green", "yellow"], [*CLASSES, "yellow"]])
+def test_classes_that_differ(run, tmp_path, classes):
+    with pytest.raises(UserError, match="are not those trained on: it has .* the checkpoint has 3"):
+        script.main([str(run), "--data", str(make_images(tmp_path / "other", classes))])
+
+
+def test_refusals(run, tmp_path):
+    cases = [
+        (["--split", "val"], "no validation images"),
+        (["--batch-size", "0"], "at least 1"),
+        (["--device", "abacus"], "abacus"),
+        (["--data", str(tmp_path / "nothing")], "nothing"),
+    ]
+    for options, said in cases:
+        with pytest.raises(UserError, match=said):
+            script.main([str(run), *options])
+    weights = {name: tensor * float("nan") for name, tensor in checkpoint.load(run)["model"].items()}
+    change(run, model=weights)
+    with pytest.raises(UserError, match="diverged"):
+        script.main([str(run)])
+
+
+class Evil:
+    def __reduce__(self):
+        return (Path("owned").touch, ())
+
+
+def spoil_missing(path):
+    path.unlink()
+
+
+def spoil_truncated(path):
+    path.write_bytes(path.read_bytes()[:-5000])
+
+
+def spoil_empty(path):
+    path.write_bytes(b"")
+
+
+def spoil_code(path):
+    torch.save({"model": Evil()}, path)
+
+
+def spoil_bare_pickle(path):
+    path.write_bytes(pickle.dumps(Evil()))
+
+
+def spoil_foreign(path):
+    torch.save({"state_dict": {}}, path)
+
+
+def spoil_arch(path):
+    config = {**checkpoint.load(path)["config"], "arch": "resnet18", "widths": None, "blocks": None}
+    change(path.parent, config=config)
+
+
+SPOILERS = {
+    spoil_missing: "no checkpoint at",
+    spoil_truncated: "truncated|damaged",
+    spoil_empty: "truncated|damaged",
+    spoil_code: "is refused",
+    spoil_bare_pickle: "is refused",
+    spoil_foreign: "not a checkpoint of this project",
+    spoil_arch: "another architecture",
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILERS, ids=lambda spoil: spoil.__name__)
+@pytest.mark.parametrize("name", ["eval", "visualize"])
+def test_bad_checkpoints_are_refused(run, monkeypatch, name, spoil):
+    monkeypatch.chdir(run)
+    spoil(run / "last.pt")
+    with pytest.raises(UserError, match=SPOILERS[spoil]) as error:
+        importlib.import_module(name).main(
+            [str(run / "last.pt"), *(["--layer", "conv1"] if name == "visualize" else [])]
+        )
+    assert str(run / "last.pt") in str(error.value)
+    assert not Path("owned").exists()  # the code in it was not run
+
+
+@pytest.mark.parametrize("name", ["eval", "visualize"])
+def test_help_waits_for_nothing_heavy(name):
+    code = (
+        f"import sys, {name} as script; script.get_parser().format_help(); "
+        "print([m for m in ('torch', 'numpy', 'matplotlib', 'sklearn') if m in sys.modules])"
+    )
+    root = Path(__file__).parent.parent
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_an_error_is_one_line_and_exit_code_2(tmp_path):
+    script_path = Path(__file__).parent.parent / "eval.py"
+    command = [sys.executable, str(script_path), str(tmp_path / "none.pt")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, f"error: no checkpoint at {tmp_path / 'none.pt'}\n")
+    done = subprocess.run([sys.executable, str(script_path), "--confus"], capture_output=True, text=True)
+    assert done.returncode == 2 and "unrecognized arguments: --confus" in done.stderr
