@@ -17,9 +17,6 @@ from torch import Tensor
 from . import reference
 from .errors import UserError
 
-# Input dtypes and layouts the kernels take are narrower than the twins': `supported` tells.
-_TABLE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-
 
 def crop_flip(images: Tensor, index: Tensor, offset: Tensor, flip: Tensor, table: Tensor, padding: int) -> Tensor:
     """See `reference.crop_flip`."""

@@ -125,8 +125,9 @@ def filters(weight: Any, path: str | Path, *, layer: str) -> str:
     finite = np.abs(weight[np.isfinite(weight)])
     limit = finite.max() if finite.size and finite.max() > 0 else 1.0
     fused = inputs == 3
-    channels = ("red", "green", "blue") if fused else range(shown.shape[1])
-    names = [f"input channel {channel}" for channel in channels]
+    names = [f"{colour} channel" for colour in ("red", "green", "blue")]
+    if not fused:
+        names = [f"input channel {channel}" for channel in range(shown.shape[1])]
     columns = math.ceil(math.sqrt(len(shown)))
     rows = math.ceil(len(shown) / columns)
 
@@ -161,6 +162,7 @@ def filters(weight: Any, path: str | Path, *, layer: str) -> str:
     cut = " and ".join(cuts)
     title = f"{layer}: {outputs} filters of {inputs}×{height}×{width}" + (f" (shown: {cut})" if cut else "")
     figure.suptitle(title, fontsize=11)
+    figure.supxlabel("number of a filter = row + column", fontsize=8)
     _save(figure, path)
     return cut
 

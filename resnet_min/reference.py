@@ -18,24 +18,25 @@ def crop_flip(images: Tensor, index: Tensor, offset: Tensor, flip: Tensor, table
     table    float32, bfloat16, float16 or float64 [3, 256]; a pixel outside the image is table[c, 0]
     returns  [B, 3, H, W] in table's dtype, channels_last
 
-    Raises ValueError for a wrong dtype, shape, device or padding; IndexError for an index or offset out of range (on CUDA
-    that is a device assertion: nothing waits for the device). Equivalent to, for each b,
+    Raises ValueError for a wrong dtype, shape, device or padding; IndexError for an index or offset out of range (on
+    CUDA that is a device assertion: nothing waits for the device). Equivalent to, for each b,
     `table[c, hflip_if(flip[b], pad(images[index[b]], padding)[top:top + H, left:left + W])[y, x, c]]`.
     """
     check_crop_flip(images, index, offset, flip, table, padding)
-    n, height, width, _ = images.shape
-    device = images.device
-    # Indexing raises on a value past the end, and takes a negative one from the back: send those past the end as well.
+    (n, height, width, _), batch, device = images.shape, index.shape[0], images.device
+    # Indexing raises on a value past the end, but may take a negative one from the back: send those past the end too.
     index = torch.where(index < 0, n, index)
-    shift = torch.arange(-padding, padding + 1, device=device)[torch.where(offset < 0, 2 * padding + 1, offset)]
+    offset = torch.arange(2 * padding + 1, device=device)[torch.where(offset < 0, 2 * padding + 1, offset)]
+    padded = torch.nn.functional.pad(images.index_select(0, index), (0, 0, padding, padding, padding, padding))
+    rows = offset[:, :1] + torch.arange(height, device=device)
     columns = torch.arange(width, device=device)
-    rows = shift[:, :1] + torch.arange(height, device=device)
-    columns = shift[:, 1:] + torch.where(flip[:, None], width - 1 - columns, columns)
-    inside = _within(rows, height)[:, :, None] & _within(columns, width)[:, None, :]
-    rows, columns = rows.clamp(0, max(height - 1, 0)), columns.clamp(0, max(width - 1, 0))
-    pixels = images[index[:, None, None], rows[:, :, None], columns[:, None, :]] * inside[..., None]
-    channel = torch.arange(3, device=device)
-    return table[channel, pixels.long()].permute(0, 3, 1, 2)
+    columns = offset[:, 1:] + torch.where(flip[:, None], width - 1 - columns, columns)
+    # A flat index_select is the fastest gather that torch has on a CPU, with int32 more so.
+    rows = (torch.arange(batch, device=device)[:, None] * padded.shape[1] + rows) * padded.shape[2]
+    pixels = padded.view(-1, 3).index_select(0, (rows[:, :, None] + columns[:, None, :]).flatten())
+    entries = pixels.int() + torch.arange(0, 3 * 256, 256, dtype=torch.int32, device=device)
+    out = table.flatten().index_select(0, entries.flatten())
+    return out.view(batch, height, width, 3).permute(0, 3, 1, 2)
 
 
 def check_crop_flip(images: Tensor, index: Tensor, offset: Tensor, flip: Tensor, table: Tensor, padding: int) -> None:
@@ -51,10 +52,6 @@ def check_crop_flip(images: Tensor, index: Tensor, offset: Tensor, flip: Tensor,
     for name, tensor in (("index", index), ("offset", offset), ("flip", flip), ("table", table)):
         if tensor.device != images.device:
             raise ValueError(f"crop_flip: {name} must be on {images.device}; got {tensor.device}")
-
-
-def _within(position: Tensor, size: int) -> Tensor:
-    return (position >= 0) & (position < size)
 
 
 def _check(

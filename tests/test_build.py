@@ -129,9 +129,9 @@ def test_build_requires(bare, tmp_path, monkeypatch):
     assert bare.build_requires([with_cuda]) == ["ninja"]
 
     monkeypatch.setattr(bare.shutil, "which", lambda name: "/bin/nvidia-smi" if name == "nvidia-smi" else None)
-    assert bare.build_requires([]) == ["torch>=2.11", "torchvision", "ninja", "cuda-toolkit[nvcc]"]
+    assert bare.build_requires([]) == ["torch>=2.11", "torchvision", "ninja", "cuda-toolkit[nvcc,cccl]"]
     assert bare.build_requires([new]) == ["ninja"]
-    assert bare.build_requires([with_cuda]) == ["ninja", "cuda-toolkit[nvcc]==13.2.2"]
+    assert bare.build_requires([with_cuda]) == ["ninja", "cuda-toolkit[nvcc,cccl]==13.2.2"]
     fake_toolkit(Path(with_cuda) / "nvidia/cu13")
     assert bare.build_requires([with_cuda]) == ["ninja"]
 

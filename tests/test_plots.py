@@ -33,8 +33,9 @@ def check_legible(figure, path, most_bytes=400_000):
     beyond = set()  # the labels of ticks beyond an axis' limits are never drawn
     for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
         low, high = sorted(axis.get_view_interval())
-        ticks = [*axis.get_major_ticks(), *axis.get_minor_ticks()]
-        beyond |= {tick.label1 for tick in ticks if not low <= tick.get_loc() <= high}
+        for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks()):
+            if not low <= tick.get_loc() <= high:
+                beyond |= {tick.label1, tick.label2}
     texts = [t for t in figure.findobj(Text) if t.get_visible() and t.get_text().strip() and t not in beyond]
     boxes = np.array([text.get_window_extent().get_points() for text in texts])  # [N, low or high, x or y]
     names = [text.get_text() for text in texts]
@@ -104,7 +105,7 @@ def test_filters_of_an_rgb_layer(tmp_path, drawn):
     assert plots.filters(weight, tmp_path / "f.png", layer="conv1") == ""
     *signed, fused, bar = (axes for axes in drawn[0].axes)
     fused, bar = (fused, bar) if fused.get_title().startswith("as RGB") else (bar, fused)
-    assert [axes.get_title() for axes in signed] == [f"input channel {c}" for c in ("red", "green", "blue")]
+    assert [axes.get_title() for axes in signed] == ["red channel", "green channel", "blue channel"]
     for axes in signed:
         assert axes.images[0].get_clim() == (-5, 5)
     zoom, pitch = 8, 3 * 8 + plots.GAP
@@ -115,6 +116,8 @@ def test_filters_of_an_rgb_layer(tmp_path, drawn):
     assert colours[top, left + 2 * zoom, 1] == 0  # the most negative weight of its filter
     np.testing.assert_allclose(colours[top, left + 2 * zoom], 0.5 + weight[3, :, 0, 2] / 10, rtol=1e-6)
     assert (colours[plots.GAP + pitch, plots.GAP + 3 * pitch] == 0.5).all()  # a filter of zeros is grey
+    first = colours[plots.GAP : plots.GAP + 3 * zoom, plots.GAP : plots.GAP + 3 * zoom]
+    assert np.abs(first - 0.5).max() == 0.5  # each filter has its own scale
     assert "each filter\nscaled by its own largest weight" in fused.get_title()
     assert bar.get_ylabel() == "weight"
     check_legible(drawn[0], tmp_path / "f.png")
