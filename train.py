@@ -141,7 +141,7 @@ def train(config: Config, out: str | None, overwrite: bool, resume: Path | None,
     maps = net.eval().features(torch.zeros(1, 3, *dataset.train.images.shape[1:3]))
     if len(dataset.train) % config.batch_size == 1 and maps[0, 0].numel() == 1:
         raise UserError(
-            f"--batch-size {config.batch_size} leaves a last batch of one image, whose 1x1 maps have no batch statistics; "
+            f"--batch-size {config.batch_size} leaves a last batch of one image, and its 1x1 maps no batch statistics; "
             "choose another size"
         )
     net.to(where.device, memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)

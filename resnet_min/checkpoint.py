@@ -15,6 +15,7 @@ import dataclasses
 import os
 import pickle
 import platform
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,9 @@ def load(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # on what kind of pickle it is: said below where it matters
+            warnings.simplefilter("ignore")
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(
             f"{path} is refused: it is not a plain checkpoint (it holds code or foreign objects, or is damaged); "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,8 +88,8 @@ class Config:
                 raise UserError(f"{flag(item.name)} is one of {', '.join(choices)}; got {value!r}")
         if self.arch not in ARCHS:
             raise UserError(f"unknown arch {self.arch!r}{did_you_mean(self.arch, ARCHS)}; known: {', '.join(ARCHS)}")
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
+        for name in ("epochs", "batch_size", "image_size", "t_max"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"{flag(name)} must be at least 1; got {getattr(self, name)}")
         for name in ("val_size", "padding", "momentum", "wd"):
             if getattr(self, name) < 0:
@@ -96,7 +97,12 @@ class Config:
         for name in ("flip", "dropout", "label_smoothing", "warmup"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{flag(name)} is a share from 0 to 1; got {getattr(self, name)}")
-        if not self.lr > 0:
+        for name in ("mean", "std"):
+            if getattr(self, name) is not None and len(getattr(self, name)) != 3:
+                raise UserError(f"{flag(name)} needs 3 numbers, red, green and blue; got {len(getattr(self, name))}")
+        if self.std is not None and min(self.std) <= 0:
+            raise UserError(f"--std must be positive; got {' '.join(map(str, self.std))}")
+        if not 0 < self.lr < math.inf:
             raise UserError(f"--lr must be positive; got {self.lr}")
         if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
             raise UserError("--nesterov needs --optimizer sgd and a --momentum above 0")

@@ -1,0 +1,87 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from resnet_min import engine
+from resnet_min.errors import UserError
+from resnet_min.recipes import Config
+
+CPU = engine.hardware("cpu", "off")
+
+
+def make_batches(count=3, size=4):
+    draw = torch.Generator().manual_seed(0)
+    return [
+        (torch.randn(size, 3, 2, 2, generator=draw), torch.randint(0, 5, (size,), generator=draw)) for _ in range(count)
+    ]
+
+
+def make_net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_an_epoch_equals_torch_by_hand(name):
+    config = Config(optimizer=name, lr=0.1, wd=0.01, nesterov=name == "sgd")
+    kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name]
+    options = dict(momentum=0.9, nesterov=True) if name == "sgd" else {}
+    ours, theirs, rates, right = make_net(), make_net(), [0.1, 0.05, 0.2], 0
+    optimizer = kind(theirs.parameters(), weight_decay=0.01, **options)
+    wanted = []
+    for (images, labels), rate in zip(make_batches(), rates, strict=True):
+        optimizer.param_groups[0]["lr"] = rate
+        loss = F.cross_entropy(logits := theirs(images), labels, label_smoothing=0.1)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        wanted.append(loss.item())
+        right += (logits.argmax(1) == labels).sum().item()
+    losses, accuracy = engine.train_one_epoch(
+        ours, make_batches(), engine.make_optimizer(config, ours), rates, CPU, label_smoothing=0.1
+    )
+    assert losses.tolist() == pytest.approx(wanted)
+    assert accuracy == pytest.approx(100 * right / 12)
+    for one, two in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one, two)
+
+
+def test_parameters_that_do_not_require_grad_are_left_alone():
+    net = make_net()
+    net[1].bias.requires_grad_(False)
+    before = [p.clone() for p in net.parameters()]
+    engine.train_one_epoch(net, make_batches(), engine.make_optimizer(Config(wd=0.1), net), [0.1] * 3, CPU)
+    assert not torch.equal(net[1].weight, before[0]) and torch.equal(net[1].bias, before[1])
+
+
+def test_evaluate_weighs_images_alike_and_restores_nothing():
+    net, batches = make_net(), make_batches(2) + make_batches(1, size=1)
+    loss, accuracy, logits = engine.evaluate(net, batches, CPU)
+    images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    torch.testing.assert_close(logits, net(images))
+    assert loss == pytest.approx(F.cross_entropy(net(images), labels).item())
+    assert accuracy == pytest.approx(100 * (net(images).argmax(1) == labels).double().mean().item())
+    assert not net.training and logits.dtype == torch.float32 and not logits.requires_grad
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_stops_before_its_step(value):
+    net, batches = make_net(), make_batches()
+    batches[1][0][:] = value
+    optimizer, weights = engine.make_optimizer(Config(), net), []
+    with pytest.raises(engine.Diverged, match=r"step 2 of 3, learning rate 0\.2"):
+        engine.train_one_epoch(
+            net, batches, optimizer, [0.1, 0.2, 0.3], CPU, after_step=lambda: weights.append(net[1].weight.clone())
+        )
+    assert len(weights) == 1 and torch.equal(weights[0], net[1].weight)
+
+
+def test_hardware():
+    assert engine.hardware("cpu", "bf16").dtype == torch.bfloat16
+    assert "float32" in str(CPU) and "threads" in str(CPU)
+    for device in ("cuda:99", "gpu"):
+        with pytest.raises(UserError, match="is not available here"):
+            engine.hardware(device)
