@@ -1,6 +1,7 @@
 """Times ours beside what a user would pick instead: same data, one process, in turn, each checked before it is timed.
 
     python benchmark.py --table augment [--device cpu] [--json augment.json]
+    python benchmark.py --table training --arch resnet20
 
 A table is a function that yields rows, one dict each; `TABLES` names them. Rows are printed as they come, and the JSON
 file, written again after each, also holds the command, hardware, versions and threads.
@@ -17,7 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from itertools import cycle
+from itertools import chain, count, cycle
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,12 @@ from torch import Tensor
 from torchvision import transforms as v1
 from torchvision.transforms import v2
 
-from resnet_min import ops, reference
+from resnet_min import data, engine, ops, reference
+from resnet_min.augment import Batches
+from resnet_min.augment import draw as draw_epoch
 from resnet_min.errors import UserError, run_script
+from resnet_min.model import resnet
+from resnet_min.recipes import ARCHS, Config
 
 WINDOWS = 7  # timed windows of each contender; figures are medians over them
 SECONDS = 0.2  # at least, each window
@@ -91,7 +96,7 @@ def augment(args: argparse.Namespace) -> Iterator[Row]:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (50_000, 32, 32, 3), dtype=torch.uint8, generator=generator).to(args.device)
     planar = images.permute(0, 3, 1, 2).contiguous()  # torchvision's layout
-    for batch in (128, 512):
+    for batch in args.batch or (128, 512):
         index = torch.randperm(len(images), generator=generator)[: 50_000 // batch * batch].view(-1, batch)
         offset = torch.randint(0, 9, (*index.shape, 2), generator=generator)
         flip = torch.rand(index.shape, generator=generator) < 0.5
@@ -174,7 +179,103 @@ def check_augment(images: Tensor, planar: Tensor, draw: tuple[Tensor, Tensor, Te
             torch.testing.assert_close(out, functional.normalize(image, MEAN, STD).to(table.dtype))
 
 
-TABLES: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {"augment": augment}
+# ---- training: whole steps, from uint8 images to updated weights ----
+
+
+def training(args: argparse.Namespace) -> Iterator[Row]:
+    """`engine.train_one_epoch` on our kernels against hand-written loops in plain PyTorch.
+
+    The same network from the same weights, SGD with Nesterov's momentum, random crop and flip. A hand-written loop
+    makes its batches by `batched_gather`. The images are random: no step's time depends on what they show.
+    """
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (8192, 32, 32, 3), dtype=torch.uint8, generator=generator)
+    split = data.Split(images, torch.randint(0, 10, (len(images),), generator=generator))
+    for batch in args.batch or ([128] if args.device.type == "cpu" else [128, 512, 1024]):
+        rates = side_by_side(training_contenders(args, split, batch), args.device)
+        yield from compared(rates, "ours", batch, arch=args.arch, batch=batch)
+
+
+def training_contenders(args: argparse.Namespace, split: data.Split, batch: int) -> dict[str, Callable[[], float]]:
+    """Each takes one step a call and returns its loss; all losses of the first step must agree."""
+    where = engine.hardware(str(args.device))
+    half = (torch.bfloat16,) if args.device.type == "cpu" else (torch.bfloat16, torch.float16)
+    options = {
+        "eager, NCHW": (torch.contiguous_format, torch.float32, False),
+        "eager, channels_last": (torch.channels_last, torch.float32, False),
+    }
+    for dtype in half:
+        name = f"autocast {str(dtype).removeprefix('torch.')}, channels_last"
+        options |= {f"{kind}, {name}": (torch.channels_last, dtype, kind == "compile") for kind in ("eager", "compile")}
+    contenders: dict[str, Callable[[], float]] = {"ours": our_step(args, split, batch, where)}
+    contenders |= {name: plain_step(args, split, batch, *option) for name, option in options.items()}
+    losses = {name: step() for name, step in contenders.items()}
+    for name, loss in losses.items():
+        if abs(loss - losses["eager, NCHW"]) > 0.05:
+            raise AssertionError(
+                f"{name} computes something else: its first loss is {loss}, not {losses['eager, NCHW']}"
+            )
+    return contenders
+
+
+def new_net(args: argparse.Namespace) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(0)
+    net = resnet(args.arch).to(args.device)
+    return net, engine.make_optimizer(Config(lr=0.01, nesterov=True, wd=5e-4), net)
+
+
+def our_step(args: argparse.Namespace, split: data.Split, batch: int, where: engine.Hardware) -> Callable[[], float]:
+    """What train.py does, a step a call."""
+    net, optimizer = new_net(args)
+    net.to(memory_format=torch.channels_last)
+    batches = Batches(
+        split, batch_size=batch, mean=MEAN, std=STD, device=args.device, dtype=where.dtype, padding=4, flip=0.5
+    )
+    endless = chain.from_iterable(batches.epoch(epoch) for epoch in count(1))
+
+    def step() -> float:
+        ops.set_backend("auto")
+        losses, _ = engine.train_one_epoch(net, [next(endless)], optimizer, [0.01], where)
+        return losses.item()
+
+    return step
+
+
+def plain_step(
+    args: argparse.Namespace,
+    split: data.Split,
+    batch: int,
+    memory_format: torch.memory_format,
+    dtype: torch.dtype,
+    compiled: bool,
+) -> Callable[[], float]:
+    """The loop one writes by hand. Plain PyTorch: our kernels are switched off while it runs."""
+    net, optimizer = new_net(args)
+    net.to(memory_format=memory_format)
+    if compiled:
+        net.compile()
+    images, labels = split.images.to(args.device), split.labels.to(args.device)
+    scaler = torch.amp.GradScaler(args.device.type, enabled=dtype == torch.float16)
+    drawn = draw_epoch(len(images), epoch=1, seed=0, padding=4, flip=0.5)  # the draws that ours begins with
+    parts = (t.to(args.device).split(batch) for t in (drawn.index, drawn.offset, drawn.flip))
+    draws = cycle(list(zip(*parts, strict=True)))
+
+    def step() -> float:
+        ops.set_backend("reference")
+        index, offset, flip = next(draws)
+        inputs = batched_gather(images, index, offset, flip, torch.float32).contiguous(memory_format=memory_format)
+        with torch.autocast(args.device.type, dtype, enabled=dtype != torch.float32):
+            loss = torch.nn.functional.cross_entropy(net(inputs), labels[index])
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.item()
+
+    return step
+
+
+TABLES: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {"augment": augment, "training": training}
 
 
 # ---- the script ----
@@ -232,6 +333,8 @@ def get_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--table", choices=TABLES, required=True, help="what to time")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--arch", choices=ARCHS, default="resnet18", help="network of a whole-net table")
+    parser.add_argument("--batch", type=int, nargs="+", metavar="N", help="batch sizes (default: the table's own)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table here")
     args = parser.parse_args()
     try:
