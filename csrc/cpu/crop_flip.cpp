@@ -38,7 +38,8 @@ struct Portable {
     std::memset(out + end, 0, 3 * width - end);
   }
 
-  void look_up(const uint8_t* bytes, int pixels, T* out) const {
+  // `soon`: an image that is wanted next.
+  void look_up(const uint8_t* bytes, int pixels, T* out, const uint8_t* /*soon*/) const {
     for (int i = 0; i < pixels; ++i, bytes += 3, out += 3) {
       out[0] = table[bytes[0]];
       out[1] = table[256 + bytes[1]];
@@ -59,9 +60,9 @@ struct Vbmi {
     vbmi::crop_rows(image, row_stride, rows, columns, width, out);
   }
 
-  void look_up(const uint8_t* bytes, int pixels, T* out) const {
-    const int done = vbmi::look_up(bytes, pixels, planes, out);
-    rest.look_up(bytes + 3 * done, pixels - done, out + 3 * done);
+  void look_up(const uint8_t* bytes, int pixels, T* out, const uint8_t* soon) const {
+    const int done = vbmi::look_up(bytes, pixels, planes, out, soon);
+    rest.look_up(bytes + 3 * done, pixels - done, out + 3 * done, soon);
   }
 };
 #endif
@@ -86,10 +87,11 @@ void run(const Batch& batch, const Steps& steps, T* out) {
       const Span rows = source_span(top - batch.padding, batch.height, false);
       const Span columns = source_span(left - batch.padding, batch.width, batch.flip[b]);
       const uint8_t* image = batch.images + batch.index[b] * batch.image_stride;
+      const uint8_t* soon = batch.images + batch.index[std::min(b + 2, end - 1)] * batch.image_stride;
       std::memset(cropped.data(), 0, rows.begin * row_bytes);
       Steps::crop_rows(image, batch.row_stride, rows, columns, batch.width, cropped.data());
       std::memset(cropped.data() + rows.end * row_bytes, 0, (batch.height - rows.end) * row_bytes);
-      steps.look_up(cropped.data(), batch.height * batch.width, out + b * image_bytes);
+      steps.look_up(cropped.data(), batch.height * batch.width, out + b * image_bytes, soon);
     }
   });
 }
