@@ -23,7 +23,7 @@ def option(default: Any, help: str, *flags: str, choices: tuple[str, ...] | None
 
 @dataclass(frozen=True)
 class Config:
-    """Every option of a training run. A run's `config.json` is this, with `data` and `device` resolved."""
+    """Every option of a training run. A run's `config.json` is this, with the data's place, mean and std filled in."""
 
     # model
     arch: str = option("resnet18", "network: " + ", ".join(ARCHS), "-a")
