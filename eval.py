@@ -117,9 +117,7 @@ def main(argv: list[str] | None = None) -> None:
     from resnet_min import checkpoint, ops
 
     ops.set_backend(args.kernels)
-    path = checkpoint.newest() if args.checkpoint is None else Path(args.checkpoint)
-    if path.is_dir():
-        path = path / "last.pt"
+    path = checkpoint.find(args.checkpoint)
     print(f"checkpoint: {path}{' (the newest run)' if args.checkpoint is None else ''}")
     figures = evaluate(path, args)
     if args.json:

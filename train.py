@@ -59,12 +59,11 @@ def get_parser() -> argparse.ArgumentParser:
 def configure(flags: dict[str, Any], recipe_name: str | None) -> Config:
     """The options of a new run: the recipe's, or those that suit the data, and the flags over them."""
     Config(**flags)  # a slip shows before anything slow begins
-    if recipe_name is not None:
-        return Config(**{**recipe(recipe_name).settings, **flags})
+    settings = recipe(recipe_name).settings if recipe_name is not None else {}
     from resnet_min.data import resolve_auto
 
-    data = resolve_auto(flags.get("data", "auto"), flags.get("data_dir", Config.data_dir))
-    config = Config(**{**default_settings(data), **flags, "data": data})
+    data = resolve_auto({**settings, **flags}.get("data", "auto"), flags.get("data_dir", Config.data_dir))
+    config = Config(**{**(settings or default_settings(data)), **flags, "data": data})
     if "milestones" in flags and config.milestone_unit == "epochs" and config.milestones[-1] >= config.epochs:
         raise UserError(f"--milestones {config.milestones[-1]} lies past the end of {config.epochs} epochs")
     return config
@@ -251,7 +250,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(
             f"--resume takes everything from the run itself, but for --epochs; leave out {', '.join(wrong)}"
         )
-    path = Path(resume) / "last.pt" if Path(resume).is_dir() else Path(resume)
+    path = checkpoint.find(resume)
     saved = checkpoint.load(path)
     config = dataclasses.replace(checkpoint.config_of(saved), **flags)
     if saved["epoch"] >= config.epochs:

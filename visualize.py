@@ -105,9 +105,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from resnet_min import checkpoint
 
-    path = checkpoint.newest() if args.checkpoint is None else Path(args.checkpoint)
-    if path.is_dir():
-        path = path / "last.pt"
+    path = checkpoint.find(args.checkpoint)
     print(f"checkpoint: {path}{' (the newest run)' if args.checkpoint is None else ''}")
     model, saved = checkpoint.load_model(path)
     if args.list_layers:

@@ -86,13 +86,25 @@ def save(path: str | Path, checkpoint: dict[str, Any]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def find(path: str | Path | None = None) -> Path:
+    """A checkpoint's file: `path`, the `last.pt` of a run folder, or by default the one written last under runs/.
+
+    Raises UserError where there is none.
+    """
+    if path is None:
+        found = sorted(Path("runs").glob("**/last.pt"), key=lambda file: file.stat().st_mtime)
+        if not found:
+            raise UserError("no checkpoint under runs/: train a network first (python train.py), or name a file")
+        return found[-1]
+    file = Path(path) / "last.pt" if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        raise UserError(f"no checkpoint at {file}")
+    return file
+
+
 def load(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU; no code in the file is run. Raises UserError where it is not a whole one."""
-    path = Path(path)
-    if path.is_dir():
-        path = path / "last.pt"
-    if not path.is_file():
-        raise UserError(f"no checkpoint at {path}")
+    path = find(path)
     try:
         with warnings.catch_warnings():  # on what kind of pickle it is: said below where it matters
             warnings.simplefilter("ignore")
@@ -136,11 +148,3 @@ def load_model(path: str | Path) -> tuple[ResNet, dict[str, Any]]:
     model = from_config(config_of(checkpoint), len(checkpoint["classes"]))
     load_weights(model, checkpoint, path)
     return model.eval(), checkpoint
-
-
-def newest(runs: str | Path = "runs") -> Path:
-    """The `last.pt` under `runs` that was written last. Raises UserError where there is none."""
-    found = sorted(Path(runs).glob("**/last.pt"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise UserError(f"no checkpoint under {runs}/: train one first (python train.py) or name a file")
-    return found[-1]

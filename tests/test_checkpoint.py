@@ -1,4 +1,5 @@
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -75,10 +76,11 @@ def test_another_architecture_is_named(saved, tmp_path):
         checkpoint.load_model(tmp_path)
 
 
-def test_newest(saved, tmp_path):
-    with pytest.raises(UserError, match="train one first"):
-        checkpoint.newest(tmp_path)
+def test_the_newest_run_is_found(saved, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="train a network first"):
+        checkpoint.find()
     for name in ("b", "a"):
-        (tmp_path / name).mkdir()
-        checkpoint.save(tmp_path / name / "last.pt", saved)
-    assert checkpoint.newest(tmp_path) == tmp_path / "a" / "last.pt"
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        checkpoint.save(tmp_path / "runs" / name / "last.pt", saved)
+    assert checkpoint.find() == Path("runs/a/last.pt")

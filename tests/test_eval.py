@@ -100,7 +100,7 @@ def test_without_a_checkpoint_the_newest_run(run, capsys, monkeypatch):
     script.main([])
     assert "checkpoint: runs/colours-1/last.pt (the newest run)" in capsys.readouterr().out
     (run / "last.pt").unlink()
-    with pytest.raises(UserError, match="train one first"):
+    with pytest.raises(UserError, match="train a network first"):
         script.main([])
 
 
