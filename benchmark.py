@@ -2,6 +2,7 @@
 
     python benchmark.py --table augment [--device cpu] [--json augment.json]
     python benchmark.py --table training --arch resnet20
+    python benchmark.py --table inference --arch resnet18 --batch 256
 
 A table is a function that yields rows, one dict each; `TABLES` names them. Rows are printed as they come, and the JSON
 file, written again after each, also holds the command, hardware, versions and threads.
@@ -10,6 +11,7 @@ file, written again after each, also holds the command, hardware, versions and t
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import platform
@@ -18,6 +20,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import chain, count, cycle
 from pathlib import Path
 from typing import Any
@@ -28,7 +31,7 @@ from torch import Tensor
 from torchvision import transforms as v1
 from torchvision.transforms import v2
 
-from resnet_min import data, engine, ops, reference
+from resnet_min import data, engine, fuse, ops, reference
 from resnet_min.augment import Batches
 from resnet_min.augment import draw as draw_epoch
 from resnet_min.errors import UserError, run_script
@@ -275,7 +278,66 @@ def plain_step(
     return step
 
 
-TABLES: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {"augment": augment, "training": training}
+# ---- inference: images to logits ----
+
+
+def inference(args: argparse.Namespace) -> Iterator[Row]:
+    """`fuse(model)` against the model itself, in each memory format and compiled with its weights frozen."""
+    torch.manual_seed(0)
+    images = torch.randn(max(args.batch or [1024]), 3, 32, 32, device=args.device)
+    net = settled(resnet(args.arch).to(args.device), images[:64])
+    half = [torch.bfloat16] if args.device.type == "cpu" else [torch.bfloat16, torch.float16]
+    for batch in args.batch or ([256] if args.device.type == "cpu" else [128, 512, 1024]):
+        for dtype in (torch.float32, *half):
+            contenders = inference_contenders(net, images[:batch].to(dtype))
+            check_inference(net, images[:batch], contenders)
+            rates = side_by_side(contenders, args.device)
+            name = str(dtype).removeprefix("torch.")
+            yield from compared(rates, "ours", batch, arch=args.arch, dtype=name, batch=batch)
+
+
+def settled(net: torch.nn.Module, images: Tensor) -> torch.nn.Module:
+    """`net` in eval mode with these images' statistics: with a new net's there is nothing to fold, and maps explode."""
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None
+    with torch.no_grad():
+        net.train()(images)
+    return net.eval()
+
+
+def inference_contenders(net: torch.nn.Module, images: Tensor) -> dict[str, Callable[[], Tensor]]:
+    """Each returns the images' logits."""
+    planar = copy.deepcopy(net).to(images.dtype)
+    channels_last = copy.deepcopy(planar).to(memory_format=torch.channels_last)
+    # Freezing takes the weights for constants: it folds batch norm and lays them out ahead, as `fuse` does.
+    options = {"freezing": True, "max_autotune": images.is_cuda}
+    moved = images.contiguous(memory_format=torch.channels_last)
+    nets = {
+        "ours": (fuse(net, images.dtype), moved),
+        "eager, NCHW": (planar, images),
+        "eager, channels_last": (channels_last, moved),
+        "compile, freezing": (torch.compile(copy.deepcopy(channels_last), options=options), moved),
+    }
+    return {name: partial(torch.no_grad()(module), inputs) for name, (module, inputs) in nets.items()}
+
+
+def check_inference(net: torch.nn.Module, images: Tensor, contenders: dict[str, Callable[[], Tensor]]) -> None:
+    """All must give the logits that the net gives in float64, as well as their dtype can."""
+    with torch.no_grad():
+        exact = copy.deepcopy(net).double()(images[:16].double())
+    for name, call in contenders.items():
+        logits = call()
+        error = ((logits[:16] - exact).norm() / exact.norm()).item()
+        if not error < (1e-4 if logits.dtype == torch.float32 else 0.05):
+            raise AssertionError(f"{name} computes something else: its logits are off by {error:.2g}")
+
+
+TABLES: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
+    "augment": augment,
+    "training": training,
+    "inference": inference,
+}
 
 
 # ---- the script ----

@@ -26,7 +26,7 @@ from setuptools.command.build_ext import build_ext
 NAME = "resnet_min._C"
 MINIMUM_TORCH = "2.11"
 CUDA_WHEELS = "cuda-toolkit[nvcc,cccl]"
-CPU_SOURCES = ["csrc/ops.cpp", *sorted(glob("csrc/cpu/*.cpp"))]
+CPU_SOURCES = sorted(glob("csrc/*.cpp") + glob("csrc/cpu/*.cpp"))
 CUDA_SOURCES = sorted(glob("csrc/cuda/*.cu"))
 HEADERS = sorted(glob("csrc/**/*.h", recursive=True))
 

@@ -2,12 +2,16 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <ATen/core/grad_mode.h>
 #include <c10/macros/Macros.h>
 #include <c10/util/Exception.h>
+#include <c10/util/accumulate.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <limits>
+#include <optional>
 #include <sstream>
 #include <string>
 
@@ -93,6 +97,52 @@ inline void check_crop_flip(const at::Tensor& images, const at::Tensor& index, c
   constexpr int64_t largest = std::numeric_limits<int32_t>::max() / 8;
   TORCH_CHECK_VALUE(images.size(1) < largest && images.size(2) < largest && images.size(1) * images.size(2) < largest,
                     op, ": an image must have fewer than 2**28 pixels; got ", images.sizes());
+}
+
+// ---- conv_bn_relu ----
+
+// [B, O, H', W'] of x [B, C, H, W] and weight [O, C, h, w].
+inline std::array<int64_t, 4> conv_output_shape(const at::Tensor& x, const at::Tensor& weight, int64_t stride,
+                                                int64_t padding) {
+  const auto size = [&](int64_t dim) { return (x.size(dim) + 2 * padding - weight.size(dim)) / stride + 1; };
+  return {x.size(0), weight.size(0), size(2), size(3)};
+}
+
+inline void check_conv_bn_relu(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
+                               const std::optional<at::Tensor>& residual, int64_t stride, int64_t padding) {
+  const char* op = "conv_bn_relu";
+  const at::ScalarType dtype = x.scalar_type();
+  check_argument(is_any_of(dtype, {at::kFloat, at::kBFloat16, at::kHalf, at::kDouble}) && x.dim() == 4, op, "x",
+                 "float32, bfloat16, float16 or float64 [B, C, H, W]", x);
+  const std::string in_dtype = std::string(c10::getDtypeNames(dtype).first) + " [";
+  check_argument(weight.scalar_type() == dtype && has_shape(weight, {kAnySize, x.size(1), kAnySize, kAnySize}), op,
+                 "weight", in_dtype + "O, " + std::to_string(x.size(1)) + ", h, w]", weight);
+  TORCH_CHECK_VALUE(weight.numel() > 0, op, ": weight must have no empty dimension; got ", weight.sizes());
+  check_argument(bias.scalar_type() == dtype && has_shape(bias, {weight.size(0)}), op, "bias",
+                 in_dtype + std::to_string(weight.size(0)) + "]", bias);
+  TORCH_CHECK_VALUE(1 <= stride && stride <= (1 << 15), op, ": stride must be 1 to 2**15; got ", stride);
+  TORCH_CHECK_VALUE(0 <= padding && padding <= (1 << 15), op, ": padding must be 0 to 2**15; got ", padding);
+  TORCH_CHECK_VALUE(weight.size(2) <= x.size(2) + 2 * padding && weight.size(3) <= x.size(3) + 2 * padding, op,
+                    ": weight must fit into x and its padding of ", padding, "; got weight ", weight.sizes(), " and x ",
+                    x.sizes());
+  const auto shape = conv_output_shape(x, weight, stride, padding);
+  if (residual) {
+    std::ostringstream wanted;
+    wanted << c10::getDtypeNames(dtype).first << ' ' << at::IntArrayRef(shape);
+    check_argument(residual->scalar_type() == dtype && has_shape(*residual, shape), op, "residual", wanted.str(),
+                   *residual);
+  }
+  check_same_device(op, "weight", weight, x);
+  check_same_device(op, "bias", bias, x);
+  if (residual) check_same_device(op, "residual", *residual, x);
+  constexpr int64_t largest = std::numeric_limits<int32_t>::max();
+  TORCH_CHECK_VALUE(x.numel() <= largest && c10::multiply_integers(shape) <= largest, op,
+                    ": x and the output must have fewer than 2**31 elements; got ", x.sizes(), " and ",
+                    at::IntArrayRef(shape));
+  const bool any_requires_grad =
+      x.requires_grad() || weight.requires_grad() || bias.requires_grad() || (residual && residual->requires_grad());
+  TORCH_CHECK(!(at::GradMode::is_enabled() && any_requires_grad), op,
+              ": it is for inference, inputs must not require grad; use torch.no_grad()");
 }
 
 }  // namespace resnet_min

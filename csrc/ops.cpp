@@ -11,6 +11,18 @@
 TORCH_LIBRARY(resnet_min, m) {
   m.def("crop_flip(Tensor images, Tensor index, Tensor offset, Tensor flip, Tensor table, int padding) -> Tensor",
         {at::Tag::pt2_compliant_tag});
+  m.def(
+      "conv_bn_relu(Tensor x, Tensor weight, Tensor bias, Tensor? residual, int stride, int padding, bool relu) -> "
+      "Tensor",
+      {at::Tag::pt2_compliant_tag});
+  m.def(
+      "bn_add_relu(Tensor x, Tensor gamma, Tensor beta, Tensor? residual, float eps, bool relu) -> (Tensor out, Tensor "
+      "mean, Tensor invstd)",
+      {at::Tag::pt2_compliant_tag});
+  m.def(
+      "bn_add_relu_backward(Tensor grad, Tensor x, Tensor gamma, Tensor beta, Tensor mean, Tensor invstd, Tensor? out, "
+      "bool relu) -> (Tensor grad_x, Tensor grad_gamma, Tensor grad_beta, Tensor grad_residual)",
+      {at::Tag::pt2_compliant_tag});
 }
 
 namespace {

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import ops
 from .errors import UserError
 from .recipes import ARCHS, Config, did_you_mean
 
@@ -24,6 +25,56 @@ def conv1x1(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 1, stride, bias=False)
 
 
+def bn_add_relu(x: Tensor, bn: nn.Module, relu: nn.Module | None = None, residual: Tensor | None = None) -> Tensor:
+    """`relu(bn(x) + residual)`; in training one operator, where there is a kernel and nobody looks in between."""
+    if _is_one_operator(x, bn, relu, residual):
+        out, mean, invstd = ops.bn_add_relu(x, bn.weight, bn.bias, residual, bn.eps, relu is not None)
+        _track(bn, mean, invstd, x.numel() // x.shape[1])
+        return out
+    out = bn(x)
+    if residual is not None:
+        out = out + residual
+    return out if relu is None else relu(out)
+
+
+def _is_one_operator(x: Tensor, bn: nn.Module, relu: nn.Module | None, residual: Tensor | None) -> bool:
+    """Whether the operator does just what the modules would: none is frozen, of another class, or has hooks."""
+    return (
+        bn.training
+        and type(x) is Tensor  # and no symbol of a tracer
+        and type(bn) is nn.BatchNorm2d
+        and type(relu) in (nn.ReLU, type(None))
+        and bn.affine
+        and bn.track_running_stats
+        and not nn.modules.module._has_any_global_hook()
+        and not any(getattr(module, hooks) for module in (bn, relu) if module is not None for hooks in _HOOKS)
+        and ops.supported("bn_add_relu", x, bn.weight, bn.bias, residual)
+    )
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def _track(bn: nn.BatchNorm2d, mean: Tensor, invstd: Tensor, values: int) -> None:
+    """Update running statistics as `bn` does, from a batch with `values` values a channel."""
+    bn.num_batches_tracked.add_(1)
+    weight = 1 / bn.num_batches_tracked if bn.momentum is None else bn.momentum
+    variance = invstd.pow(-2).sub_(bn.eps).clamp_(min=0).mul_(values / (values - 1))
+    bn.running_mean.lerp_(mean, weight)
+    bn.running_var.lerp_(variance, weight)
+
+
+class Projection(nn.Sequential):
+    """1×1 convolution and bn: the shortcut where input and output differ in size."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__(conv1x1(inputs, outputs, stride), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv, bn = self
+        return bn_add_relu(conv(x), bn)
+
+
 class PadShortcut(nn.Module):
     """Option A of He et al., section 3.3: every stride-th pixel, new channels zero. No parameters."""
 
@@ -32,7 +83,9 @@ class PadShortcut(nn.Module):
         self.extra, self.stride = outputs - inputs, stride
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.extra))
+        # As [B, H, W, C]: autograd makes the gradient of what is indexed contiguous in the order of its dimensions.
+        pixels = x.permute(0, 2, 3, 1)[:, :: self.stride, :: self.stride]
+        return F.pad(pixels, (0, self.extra)).permute(0, 3, 1, 2)
 
 
 class Block(nn.Module):
@@ -50,10 +103,7 @@ class Block(nn.Module):
         self.plain = plain
         self.downsample: nn.Module | None = None
         if not plain and (stride != 1 or inputs != outputs):
-            if shortcut == "pad":
-                self.downsample = PadShortcut(inputs, outputs, stride)
-            else:
-                self.downsample = nn.Sequential(conv1x1(inputs, outputs, stride), nn.BatchNorm2d(outputs))
+            self.downsample = (PadShortcut if shortcut == "pad" else Projection)(inputs, outputs, stride)
 
     def layers(self) -> list[tuple[nn.Conv2d, nn.BatchNorm2d, nn.ReLU]]:
         """The block's (conv, bn, relu), first to last."""
@@ -63,11 +113,10 @@ class Block(nn.Module):
         *first, (conv, bn, relu) = self.layers()
         out = x
         for c, b, r in first:
-            out = r(b(c(out)))
-        out = bn(conv(out))
-        if not self.plain:
-            out = out + (x if self.downsample is None else self.downsample(x))
-        return relu(out)
+            out = bn_add_relu(c(out), b, r)
+        out = conv(out)
+        shortcut = None if self.plain else x if self.downsample is None else self.downsample(x)
+        return bn_add_relu(out, bn, relu, shortcut)
 
 
 class BasicBlock(Block):
@@ -153,7 +202,7 @@ class ResNet(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """images [B, 3, H, W] -> the last stage's maps [B, C, h, w]."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.maxpool(bn_add_relu(self.conv1(x), self.bn1, self.relu))
         for stage in range(1, self.stages + 1):
             x = getattr(self, f"layer{stage}")(x)
         return x

@@ -5,6 +5,7 @@ Each operator here has a twin of the same name in `reference.py`, which holds it
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 from pathlib import Path
@@ -25,6 +26,48 @@ def crop_flip(images: Tensor, index: Tensor, offset: Tensor, flip: Tensor, table
     return reference.crop_flip(images, index, offset, flip, table, padding)
 
 
+def conv_bn_relu(
+    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, stride: int, padding: int, relu: bool
+) -> Tensor:
+    """See `reference.conv_bn_relu`. The compiled CPU kernel also takes a weight that `reordered` made."""
+    if supported("conv_bn_relu", x, weight, bias, *([] if residual is None else [residual])):
+        return torch.ops.resnet_min.conv_bn_relu(x, weight, bias, residual, stride, padding, relu)
+    return reference.conv_bn_relu(x, weight, bias, residual, stride, padding, relu)
+
+
+def reordered(weight: Tensor, x: Tensor, stride: int, padding: int) -> Tensor:
+    """`conv_bn_relu`'s weight in the order its CPU kernel computes in: opaque, best for x's shape and right for any.
+
+    Only where `takes_reordered(x, weight)`. Without it, each call reorders the weight.
+    """
+    reorder = torch.ops.mkldnn._reorder_convolution_weight
+    return reorder(weight, (padding, padding), (stride, stride), (1, 1), 1, tuple(x.shape))
+
+
+def takes_reordered(x: Tensor, weight: Tensor) -> bool:
+    """Whether `conv_bn_relu` computes these in an order of oneDNN's."""
+    return x.device.type == "cpu" and supported("conv_bn_relu", x, weight) and weight.dtype in _onednn_dtypes()
+
+
+@functools.cache
+def _onednn_dtypes() -> tuple[torch.dtype, ...]:
+    """What oneDNN convolves on this processor. None, where torch lacks the private operators that we call it by."""
+    names = ("_convolution_pointwise", "_reorder_convolution_weight", "_is_mkldnn_bf16_supported")
+    if not torch.backends.mkldnn.is_available() or not all(hasattr(torch.ops.mkldnn, name) for name in names):
+        return ()
+    bfloat16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return (torch.float32, torch.bfloat16) if bfloat16 else (torch.float32,)
+
+
+def bn_add_relu(
+    x: Tensor, gamma: Tensor, beta: Tensor, residual: Tensor | None, eps: float, relu: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `reference.bn_add_relu`."""
+    if supported("bn_add_relu", x, gamma, beta, residual):
+        return torch.ops.resnet_min.bn_add_relu(x, gamma, beta, residual, eps, relu)
+    return reference.bn_add_relu(x, gamma, beta, residual, eps, relu)
+
+
 def make_table(mean: Any, std: Any, dtype: torch.dtype = torch.float32) -> Tensor:
     """`crop_flip`'s table for normalised images: [3, 256], table[c, v] = (v / 255 - mean[c]) / std[c].
 
@@ -39,10 +82,13 @@ def make_table(mean: Any, std: Any, dtype: torch.dtype = torch.float32) -> Tenso
 # ---- which backend runs ----
 
 
-def supported(operator: str, *tensors: Tensor) -> bool:
-    """Whether the compiled `operator` takes these tensors: by device, dtype and layout, never by values."""
+def supported(operator: str, *tensors: Tensor | None) -> bool:
+    """Whether the compiled `operator` takes these tensors: by device, dtype and layout, never by values.
+
+    The layouts and dtypes that kernels take are fewer than those of the twins.
+    """
     device = tensors[0].device
-    if _backend == "reference" or any(t.device != device for t in tensors):
+    if _backend == "reference" or any(t is not None and t.device != device for t in tensors):
         return False
     if device.type not in _kernel_devices:
         if _backend == "extension":
@@ -56,7 +102,28 @@ def _takes_crop_flip(images: Tensor, *_: Tensor) -> bool:
     return images.dim() != 4 or (images.stride(3) == 1 and (images.shape[2] == 1 or images.stride(2) == 3))
 
 
-_takes = {"crop_flip": _takes_crop_flip}
+def _takes_conv_bn_relu(x: Tensor, *_: Tensor) -> bool:
+    # Earlier GPUs lack the instructions; their bfloat16 would be emulated besides.
+    on_tensor_cores = x.is_cuda and x.dtype in (torch.bfloat16, torch.float16)
+    return not on_tensor_cores or torch.cuda.get_device_properties(x.device).major >= 8
+
+
+def _takes_bn_add_relu(x: Tensor, gamma: Tensor, beta: Tensor, residual: Tensor | None) -> bool:
+    figures = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return (
+        x.dim() == 4
+        and (x.dtype in (torch.float32, torch.bfloat16, torch.float64) or (x.dtype == torch.float16 and x.is_cuda))
+        and gamma.dtype == beta.dtype == figures
+        and (residual is None or residual.dtype == x.dtype)
+        and x.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
+_takes = {
+    "crop_flip": _takes_crop_flip,
+    "conv_bn_relu": _takes_conv_bn_relu,
+    "bn_add_relu": _takes_bn_add_relu,
+}
 
 
 def set_backend(name: str) -> None:
@@ -149,3 +216,25 @@ if _C is not None:
     def _(images: Tensor, index: Tensor, offset: Tensor, flip: Tensor, table: Tensor, padding: int) -> Tensor:
         reference.check_crop_flip(images, index, offset, flip, table, padding)
         return table.new_empty((index.shape[0], *images.shape[1:])).permute(0, 3, 1, 2)
+
+    @torch.library.register_fake("resnet_min::conv_bn_relu")
+    def _(
+        x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, stride: int, padding: int, relu: bool
+    ) -> Tensor:
+        reference.check_conv_bn_relu(x, weight, bias, residual, stride, padding)
+        b, o, h, w = reference.conv_output_shape(x, weight, stride, padding)
+        return x.new_empty((b, h, w, o)).permute(0, 3, 1, 2)
+
+    @torch.library.register_fake("resnet_min::bn_add_relu")
+    def _(
+        x: Tensor, gamma: Tensor, beta: Tensor, residual: Tensor | None, eps: float, relu: bool
+    ) -> tuple[Tensor, ...]:
+        reference.check_bn_add_relu(x, gamma, beta, residual, eps)
+        return torch.empty_like(x), torch.empty_like(gamma), torch.empty_like(gamma)
+
+    @torch.library.register_fake("resnet_min::bn_add_relu_backward")
+    def _(grad: Tensor, x: Tensor, gamma: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+        *_, out, _ = rest
+        reference.check_bn_add_relu_backward(grad, x, gamma, *rest)
+        grad_residual = x.new_empty(0) if out is None else torch.empty_like(x)
+        return torch.empty_like(x), torch.empty_like(gamma), torch.empty_like(gamma), grad_residual
