@@ -99,7 +99,7 @@ def test_every_layer_of_our_nets(dtype, device):
         for residual in (False, True):
             relu = residual or kernel > 1  # without: a projection, whose output is another convolution's residual
             args = draw(
-                1, inputs, size, outputs, kernel, stride, padding, relu,
+                2, inputs, size, outputs, kernel, stride, padding, relu,
                 dtype=dtype, device=device, residual=residual, seed=seed,
             )  # fmt: skip
             assert_close_enough(ops.conv_bn_relu(*args), args)
