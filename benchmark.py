@@ -34,9 +34,9 @@ from torchvision.transforms import v2
 from resnet_min import data, engine, fuse, ops, reference
 from resnet_min.augment import Batches
 from resnet_min.augment import draw as draw_epoch
+from resnet_min.config import ARCHS, Config
 from resnet_min.errors import UserError, run_script
 from resnet_min.model import resnet
-from resnet_min.recipes import ARCHS, Config
 
 WINDOWS = 7  # timed windows of each contender; figures are medians over them
 SECONDS = 0.2  # at least, each window

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 from resnet_min.errors import UserError, run_script
 
 if TYPE_CHECKING:  # torch is imported where it is used, so that --help is quick
+    from resnet_min.config import Config
     from resnet_min.data import Split
-    from resnet_min.recipes import Config
 
 
 def get_parser() -> argparse.ArgumentParser:

@@ -17,16 +17,20 @@ import argparse
 import dataclasses
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from resnet_min.config import Config, flag
 from resnet_min.errors import UserError, run_script
-from resnet_min.recipes import RECIPES, Config, default_settings, flag, recipe
+from resnet_min.recipes import RECIPES, default_settings, recipe
 
 if TYPE_CHECKING:  # torch is imported where it is used, so that --help is quick
-    from resnet_min.data import Dataset
+    from resnet_min.augment import Batches
+    from resnet_min.data import Split
     from resnet_min.engine import Hardware
     from resnet_min.model import ResNet
+    from resnet_min.run import Run
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -69,54 +73,31 @@ def configure(flags: dict[str, Any], recipe_name: str | None) -> Config:
     return config
 
 
-def describe(config: Config, dataset: Dataset, model: ResNet, where: Hardware) -> None:
-    """Say what is about to be trained, on what, with what."""
-    from resnet_min import model as models
-    from resnet_min import ops
+@dataclass
+class Job:
+    """All that a run trains with: what `prepare` makes of the options."""
 
-    total, trained = models.count_parameters(model), models.count_parameters(model, trained_only=True)
-    size = tuple(dataset.train.images.shape[1:3])
-    kind = f"{config.arch}{', plain' if config.plain else ''}, {config.stem} stem"
-    macs = models.count_macs(model, size) / 1e6
-    print(f"model: {kind}: {total:,} parameters ({total - trained:,} frozen), {macs:,.1f}M MACs an image")
-    sizes = ", ".join(
-        f"{len(split):,} {name}" for name in ("train", "val", "test") if (split := getattr(dataset, name)) is not None
-    )
-    mean, std = (" ".join(f"{v:.4f}" for v in values) for values in (config.mean, config.std))
-    print(f"data: {config.data}: {sizes}; {size[0]}x{size[1]}; {len(dataset.classes)} classes")
-    print(f"normalised by: mean {mean}, std {std}")
-    print(f"device: {where}{', channels_last' if config.channels_last else ''}")
-    print(ops.backend_line(where.device))
+    config: Config  # with the data's place, mean and std filled in
+    name: str  # of the data
+    classes: tuple[str, ...]
+    splits: dict[str, Split]  # train, test, and val where there is one
+    where: Hardware
+    net: ResNet  # on its device
+    batches: Batches  # to train on
+    held_out: dict[str, Batches]  # val and test
 
-
-def dry_run(config: Config, dataset: Dataset, model: ResNet, steps: int) -> None:
-    """The rest of --dry-run: class counts, frozen tensors, the learning rate at the start of each epoch."""
-    from resnet_min.schedule import learning_rate
-
-    for name in ("train", "val", "test"):
-        if (split := getattr(dataset, name)) is not None:
-            counts = split.labels.bincount(minlength=len(dataset.classes)).tolist()
-            print(f"{name}: " + ", ".join(f"{c} {n}" for c, n in zip(dataset.classes, counts, strict=True)))
-    print("frozen: " + (", ".join(n for n, p in model.named_parameters() if not p.requires_grad) or "nothing"))
-    print(f"{config.epochs} epochs of {steps} steps of {config.batch_size} images; learning rates:")
-    above = None
-    for epoch in range(config.epochs):
-        first, last = (learning_rate(config, epoch * steps + step, steps) for step in (0, steps - 1))
-        line = f"{first:.6g}" if first == last else f"{first:.6g} to {last:.6g}"
-        if line != above:  # epochs of the same rates share a line
-            print(f"  from epoch {epoch + 1}: {line}")
-        above = line
+    @property
+    def steps(self) -> int:
+        """Steps an epoch."""
+        return len(self.batches)
 
 
-def train(config: Config, out: str | None, overwrite: bool, resume: Path | None, only_show: bool) -> None:
-    """Train as `config` says; `resume` is the checkpoint to go on with. `only_show`: describe the run and leave."""
+def prepare(config: Config) -> Job:
+    """Load the data, draw the model, and say what is about to be trained, on what, with what."""
     import torch
-    from tqdm import tqdm
 
-    from resnet_min import checkpoint, data, engine, model, ops
+    from resnet_min import data, engine, model, ops, transfer
     from resnet_min.augment import Batches
-    from resnet_min.run import Run
-    from resnet_min.schedule import learning_rate
 
     ops.set_backend(config.kernels)
     where = engine.hardware(config.device, config.amp)
@@ -124,8 +105,11 @@ def train(config: Config, out: str | None, overwrite: bool, resume: Path | None,
         config.data, data_dir=config.data_dir, cache_dir=config.cache_dir, image_size=config.image_size,
         val_size=config.val_size, seed=config.seed,
     )  # fmt: skip
-    if config.batch_size > len(dataset.train):
-        raise UserError(f"--batch-size {config.batch_size} is larger than the data, {len(dataset.train)} images")
+    splits = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
+    splits = {name: split for name, split in splits.items() if split is not None}
+    images = len(splits["train"])
+    if config.batch_size > images:
+        raise UserError(f"--batch-size {config.batch_size} is larger than the data, {images} images")
     config = dataclasses.replace(
         config,
         data=dataset.source,
@@ -136,16 +120,27 @@ def train(config: Config, out: str | None, overwrite: bool, resume: Path | None,
     )
     torch.manual_seed(config.seed)
     net = model.from_config(config, len(dataset.classes))
-    describe(config, dataset, net, where)
-    maps = net.eval().features(torch.zeros(1, 3, *dataset.train.images.shape[1:3]))
-    if len(dataset.train) % config.batch_size == 1 and maps[0, 0].numel() == 1:
+    transfer.freeze(net, config, epoch=1)
+    size = tuple(dataset.train.images.shape[1:3])
+    maps = net.eval().features(torch.zeros(1, 3, *size))
+    if images % config.batch_size == 1 and maps[0, 0].numel() == 1:
         raise UserError(
             f"--batch-size {config.batch_size} leaves a last batch of one image, and its 1x1 maps no batch statistics; "
             "choose another size"
         )
-    net.to(where.device, memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
-    optimizer = engine.make_optimizer(config, net)
 
+    total, trained = model.count_parameters(net), model.count_parameters(net, trained_only=True)
+    kind = f"{config.arch}{', plain' if config.plain else ''}, {config.stem} stem"
+    macs = model.count_macs(net, size) / 1e6
+    print(f"model: {kind}: {total:,} parameters ({total - trained:,} frozen), {macs:,.1f}M MACs an image")
+    sizes = ", ".join(f"{len(split):,} {name}" for name, split in splits.items())
+    mean, std = (" ".join(f"{v:.4f}" for v in values) for values in (config.mean, config.std))
+    print(f"data: {config.data}: {sizes}; {size[0]}x{size[1]}; {len(dataset.classes)} classes")
+    print(f"normalised by: mean {mean}, std {std}")
+    print(f"device: {where}{', channels_last' if config.channels_last else ''}")
+    print(ops.backend_line(where.device))
+
+    net.to(where.device, memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
     common = dict(mean=config.mean, std=config.std, device=where.device, dtype=where.dtype)
     batches = Batches(
         dataset.train,
@@ -155,58 +150,95 @@ def train(config: Config, out: str | None, overwrite: bool, resume: Path | None,
         seed=config.seed,
         **common,
     )
-    # Looked at after every epoch. With a validation split, the test set is kept for the end.
-    watched = "test" if dataset.val is None else "val"
     held_out = {
         name: Batches(split, batch_size=min(256, len(split)), **common)
-        for name, split in (("val", dataset.val), ("test", dataset.test))
-        if split is not None
+        for name, split in splits.items()
+        if name != "train"
     }
-    steps = len(batches)  # an epoch
-    if only_show:
-        return dry_run(config, dataset, net, steps)
+    return Job(config, dataset.name, dataset.classes, splits, where, net, batches, held_out)
 
+
+def dry_run(job: Job) -> None:
+    """The rest of --dry-run: class counts, frozen tensors, the learning rate at the start of each epoch."""
+    from resnet_min.schedule import learning_rate
+
+    config, steps = job.config, job.steps
+    for name, split in job.splits.items():
+        counts = split.labels.bincount(minlength=len(job.classes)).tolist()
+        print(f"{name}: " + ", ".join(f"{c} {n}" for c, n in zip(job.classes, counts, strict=True)))
+    frozen = ", ".join(n for n, p in job.net.named_parameters() if not p.requires_grad)
+    until = f" (epochs 1 to {config.freeze_epochs})" if config.freeze_epochs is not None else ""
+    print(f"frozen{until}: {frozen or 'nothing'}")
+    print(f"{config.epochs} epochs of {steps} steps of {config.batch_size} images; learning rates:")
+    above = None
+    for epoch in range(config.epochs):
+        first, last = (learning_rate(config, epoch * steps + step, steps) for step in (0, steps - 1))
+        line = f"{first:.6g}" if first == last else f"{first:.6g} to {last:.6g}"
+        if line != above:  # epochs of the same rates share a line
+            print(f"  from epoch {epoch + 1}: {line}")
+        above = line
+
+
+def fit(job: Job, out: str | None, overwrite: bool, resume: Path | None) -> Run:
+    """Train to the last epoch, in a new run folder or in that of the checkpoint `resume`."""
+    from tqdm import tqdm
+
+    from resnet_min import checkpoint, engine, transfer
+    from resnet_min.run import Run
+    from resnet_min.schedule import learning_rate
+
+    config, net, steps = job.config, job.net, job.steps
     done = 0
     if resume is None:
-        run = Run.create(out, overwrite, config, dataset.name)
+        optimizer = engine.make_optimizer(config, net)
+        run = Run.create(out, overwrite, config, job.name)
     else:
         saved = checkpoint.load(resume)
-        if tuple(saved["classes"]) != dataset.classes or saved["step"] != saved["epoch"] * steps:
-            raise UserError(f"{dataset.source} is not the data that {resume} was trained on: other classes or sizes")
-        checkpoint.restore(saved, net, optimizer, resume)
+        if tuple(saved["classes"]) != job.classes or saved["step"] != saved["epoch"] * steps:
+            raise UserError(f"{config.data} is not the data that {resume} was trained on: other classes or sizes")
         done = saved["epoch"]
+        transfer.freeze(net, config, done)
+        optimizer = engine.make_optimizer(config, net)
+        checkpoint.restore(saved, net, optimizer, resume)
         run = Run.reopen(resume.parent, config, done, saved["step"])
     print(f"run: {run.folder}")
 
+    # Looked at after every epoch. With a validation split, the test set is kept for the end.
+    watched = "val" if "val" in job.held_out else "test"
     for epoch in range(done + 1, config.epochs + 1):
+        if epoch - 1 == config.freeze_epochs:  # the second phase, with an optimizer that remembers nothing of the first
+            transfer.freeze(net, config, epoch)
+            optimizer = engine.make_optimizer(config, net)
         first = (epoch - 1) * steps
         rates = [learning_rate(config, first + step, steps) for step in range(steps)]
         bar = tqdm(total=steps, desc=f"epoch {epoch}", leave=False, disable=not sys.stderr.isatty())
         began = time.perf_counter()
         try:
             losses, accuracy = engine.train_one_epoch(
-                net, batches.epoch(epoch), optimizer, rates, where, config.label_smoothing, after_step=bar.update
-            )
+                net, job.batches.epoch(epoch), optimizer, rates, job.where, config.label_smoothing,
+                after_step=bar.update,
+            )  # fmt: skip
         except engine.Diverged as error:
-            kept = f"{run.folder / 'last.pt'} holds epoch {done}" if done else "no epoch was finished before it"
+            kept = (
+                f"{run.folder / 'last.pt'} holds epoch {epoch - 1}" if epoch > 1 else "no epoch was finished before it"
+            )
             raise UserError(f"epoch {epoch}: {error}; {kept}; try a lower --lr") from None
         finally:
             bar.close()
         seconds = time.perf_counter() - began
         row = {"epoch": epoch, "step": first + steps, "lr": rates[-1]}
         row |= {"train_loss": losses.double().mean().item(), "train_accuracy": accuracy}
-        for name, split in held_out.items():
+        for name, split in job.held_out.items():
             if name == watched or epoch == config.epochs:
-                row[f"{name}_loss"], row[f"{name}_accuracy"], _ = engine.evaluate(net, split.ordered(), where)
-        row |= {"seconds": seconds, "images_per_second": len(dataset.train) / seconds}
+                row[f"{name}_loss"], row[f"{name}_accuracy"], _ = engine.evaluate(net, split.ordered(), job.where)
+        row |= {"seconds": seconds, "images_per_second": len(job.splits["train"]) / seconds}
 
         trace = zip(range(first + 1, first + steps + 1), rates, losses.tolist(), strict=True)
         run.log(row, [{"step": step, "lr": rate, "loss": loss} for step, rate, loss in trace])
-        snapshot = checkpoint.snapshot(net, optimizer, config, dataset.classes, epoch, first + steps)
+        snapshot = checkpoint.snapshot(net, optimizer, config, job.classes, epoch, first + steps)
         checkpoint.save(run.folder / "last.pt", snapshot)
         if watched == "val" and row["val_accuracy"] > max((r["val_accuracy"] for r in run.rows[:-1]), default=-1.0):
             checkpoint.save(run.folder / "best.pt", snapshot)
-        done = epoch
         shown = "  ".join(
             f"{n} {row[f'{n}_accuracy']:.2f}%" for n in ("train", "val", "test") if f"{n}_accuracy" in row
         )
@@ -215,13 +247,14 @@ def train(config: Config, out: str | None, overwrite: bool, resume: Path | None,
             f"  {seconds:.1f} s  {row['images_per_second']:,.0f} images/s",
             flush=True,
         )
-    finish(run.folder, run.rows)
+    return run
 
 
-def finish(folder: Path, rows: list[dict[str, Any]]) -> None:
+def finish(run: Run) -> None:
     """Draw the curves and say the result."""
     from resnet_min import plots
 
+    folder, rows = run.folder, run.rows
     plots.curves({folder.name: rows}, folder / "curves.png")
     print(f"result: test accuracy {rows[-1]['test_accuracy']:.2f}% (epoch {rows[-1]['epoch']}, the last)")
     if "val_accuracy" in rows[-1]:
@@ -234,6 +267,14 @@ def finish(folder: Path, rows: list[dict[str, Any]]) -> None:
             "only to compare with reports that quote it"
         )
     print(f"saved: {folder / 'last.pt'}, {folder / 'curves.png'}")
+
+
+def train(config: Config, out: str | None, overwrite: bool, resume: Path | None, only_show: bool) -> None:
+    """Train as `config` says; `resume` is the checkpoint to go on with. `only_show`: describe the run and leave."""
+    job = prepare(config)
+    if only_show:
+        return dry_run(job)
+    finish(fit(job, out, overwrite, resume))
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -24,9 +24,9 @@ import torch
 from torch import nn
 
 from . import __version__
+from .config import Config
 from .errors import UserError
 from .model import ResNet, from_config
-from .recipes import Config
 
 KEYS = ("model", "optimizer", "schedule", "epoch", "step", "rng", "config", "classes", "mean", "std", "versions")
 

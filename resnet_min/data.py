@@ -28,8 +28,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .config import did_you_mean
 from .errors import UserError
-from .recipes import did_you_mean
 
 CIFAR = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}  # the folder torchvision unpacks each into
 IMAGE_FILES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .config import Config
 from .errors import UserError
-from .recipes import Config
 
 
 class Diverged(UserError):

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import ops
+from .config import ARCHS, Config, did_you_mean
 from .errors import UserError
-from .recipes import ARCHS, Config, did_you_mean
 
 
 def conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
@@ -165,6 +165,8 @@ class ResNet(nn.Module):
     Convolutions have no bias; weights are drawn by kaiming_normal (fan out), as torchvision's are.
     """
 
+    freeze_bn = False  # whether batch norms with frozen parameters stay in eval mode: `train` would wake them
+
     def __init__(
         self,
         block: type[Block],
@@ -199,6 +201,13 @@ class ResNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def train(self, mode: bool = True) -> ResNet:
+        super().train(mode)
+        for module in self.modules() if self.freeze_bn else ():
+            if isinstance(module, nn.BatchNorm2d) and not module.weight.requires_grad:
+                module.eval()
+        return self
 
     def features(self, x: Tensor) -> Tensor:
         """images [B, 3, H, W] -> the last stage's maps [B, C, h, w]."""

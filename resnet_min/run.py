@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from .config import Config
 from .errors import UserError
-from .recipes import Config
 
 FILES = ("config.json", "metrics.jsonl", "steps.jsonl", "last.pt", "best.pt", "curves.png")
 

@@ -2,7 +2,7 @@
 
 import math
 
-from .recipes import Config
+from .config import Config
 
 
 def learning_rate(config: Config, step: int, steps_per_epoch: int) -> float:
@@ -11,15 +11,24 @@ def learning_rate(config: Config, step: int, steps_per_epoch: int) -> float:
     Equivalent to torch's MultiStepLR and CosineAnnealingLR stepped once an epoch (MultiStepLR once an iteration where
     `milestone_unit` says so), and to OneCycleLR(anneal_strategy="linear") with its default factors, stepped once an
     iteration: lr / 25 up to lr over the share `warmup` of the run, then down to lr / 250,000.
+
+    With `freeze_epochs`, these are at `freeze_lr` throughout, and the schedule is that of the epochs after them,
+    counted from where they begin.
     """
+    epochs = config.epochs
+    if config.freeze_epochs is not None:
+        first = config.freeze_epochs * steps_per_epoch
+        if step < first:
+            return config.lr if config.freeze_lr is None else config.freeze_lr
+        step, epochs = step - first, epochs - config.freeze_epochs
     epoch = step // steps_per_epoch
     if config.schedule == "step":
         now = epoch if config.milestone_unit == "epochs" else step
         return config.lr * config.gamma ** sum(now >= milestone for milestone in config.milestones)
     if config.schedule == "cosine":
-        return config.lr * (1 + math.cos(math.pi * epoch / (config.t_max or config.epochs))) / 2
+        return config.lr * (1 + math.cos(math.pi * epoch / (config.t_max or epochs))) / 2
     if config.schedule == "onecycle":
-        last = config.epochs * steps_per_epoch - 1
+        last = epochs * steps_per_epoch - 1
         peak = config.warmup * (last + 1) - 1
         if 0 < peak >= step:
             return config.lr * (1 / 25 + (1 - 1 / 25) * step / peak)

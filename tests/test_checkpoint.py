@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from resnet_min import checkpoint
+from resnet_min.config import Config
 from resnet_min.engine import make_optimizer
 from resnet_min.errors import UserError
 from resnet_min.model import from_config
-from resnet_min.recipes import Config
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from resnet_min import engine
+from resnet_min.config import Config
 from resnet_min.errors import UserError
-from resnet_min.recipes import Config
 
 CPU = engine.hardware("cpu", "off")
 

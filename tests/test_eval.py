@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 
 from resnet_min import checkpoint
+from resnet_min.config import Config
 from resnet_min.errors import UserError
 from resnet_min.model import from_config
-from resnet_min.recipes import Config
 
 script = importlib.import_module("eval")
 CLASSES = ["blue", "green", "red"]

@@ -3,8 +3,9 @@ import json
 
 import pytest
 
+from resnet_min.config import Config
 from resnet_min.errors import UserError
-from resnet_min.recipes import RECIPES, Config, recipe
+from resnet_min.recipes import RECIPES, recipe
 
 
 def test_every_recipe_is_a_config_with_a_source():
@@ -29,6 +30,10 @@ def test_config_survives_json():
         ({"mean": (0.5, 0.5)}, "--mean needs 3 numbers"),
         ({"std": (0.5, 0.5, 0)}, "--std must be positive"),
         ({"image_size": 0}, "--image-size must be at least 1"),
+        ({"freeze": "first-last", "freeze_children": 3}, "give one of them"),
+        ({"freeze_bn": True}, "--freeze-bn needs --freeze or --freeze-children"),
+        ({"freeze": "first-last", "freeze_lr": 0.1}, "--freeze-lr is the learning rate of the first --freeze-epochs"),
+        ({"freeze": "first-last", "freeze_epochs": 9, "epochs": 9}, "leaves none of --epochs 9"),
         ({"t_max": 0}, "--t-max must be at least 1"),
     ],
 )

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from resnet_min.recipes import Config
+from resnet_min.config import Config
 from resnet_min.schedule import learning_rate
 
 STEPS, EPOCHS = 7, 12  # steps an epoch, epochs
@@ -55,3 +55,11 @@ def test_equals_torch(options, theirs, unit):
 def test_onecycle_of_a_few_steps_is_finite(warmup, total):
     config = Config(epochs=total, schedule="onecycle", warmup=warmup)
     assert all(0 <= learning_rate(config, step, 1) <= config.lr for step in range(total))
+
+
+@pytest.mark.parametrize("options", [{"schedule": "cosine"}, {"schedule": "onecycle"}, {"milestones": (2, 3)}], ids=str)
+def test_the_schedule_counts_from_the_second_phase(options):
+    whole = Config(epochs=9, freeze="first-last", freeze_epochs=4, freeze_lr=0.3, **options)
+    second = Config(epochs=5, **options)
+    rates = [learning_rate(whole, step, STEPS) for step in range(9 * STEPS)]
+    assert rates == [0.3] * 4 * STEPS + [learning_rate(second, step, STEPS) for step in range(5 * STEPS)]

@@ -13,8 +13,9 @@ from PIL import Image
 
 import train
 from resnet_min import checkpoint, engine
+from resnet_min.config import Config
 from resnet_min.errors import UserError, run_script
-from resnet_min.recipes import RECIPES, Config
+from resnet_min.recipes import RECIPES
 
 ROOT = Path(__file__).parent.parent
 TINY = "--arch resnet20 --blocks 1 1 1 --widths 4 4 8 --batch-size 8 --lr 0.05 --amp off --dropout 0.3".split()
@@ -84,7 +85,17 @@ def test_the_test_set_does_not_select(folder, capsys):
     assert "best on test" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("flags", [(), ("--val-size", 6, "--schedule", "cosine"), ("--amp", "bf16")], ids=str)
+@pytest.mark.parametrize(
+    "flags",
+    [
+        (),
+        ("--val-size", 6, "--schedule", "cosine"),
+        ("--amp", "bf16"),
+        ("--freeze", "first-last", "--freeze-epochs", 1),  # resumed within the second phase
+        ("--freeze", "first-last", "--freeze-epochs", 2, "--freeze-lr", 0.2, "--freeze-bn"),  # and where it begins
+    ],
+    ids=str,
+)
 def test_resume_is_bit_exact(folder, monkeypatch, flags):
     run(folder, "--epochs", 4, "--out", "whole", *flags)
 
@@ -105,6 +116,20 @@ def test_resume_is_bit_exact(folder, monkeypatch, flags):
     torch.randn(7)  # whatever the new process has drawn before
     train.main(["--resume", "parts"])
     assert_same_run("whole", "parts")
+
+
+def test_the_second_phase_trains_everything(folder):
+    flags = ("--freeze", "first-last", "--freeze-epochs", 2, "--freeze-lr", 0.2, "--milestones", 1, "--epochs", 2 + 2)
+    run(folder, *flags, "--out", "r")
+    rates = [line["lr"] for line in rows("r")]
+    assert rates == pytest.approx([0.2, 0.2, 0.05, 0.005])  # the milestone counts from the second phase
+    run(folder, "--freeze", "first-last", "--epochs", 1, "--out", "one")
+    run(folder, "--freeze", "first-last", "--epochs", 2, "--out", "two")
+    one, two, whole = (checkpoint.load(path)["model"] for path in ("one", "two", "r"))
+    for name, weight in one.items():
+        moves = name in ("conv1.weight", "fc.weight", "fc.bias") or "running" in name or "tracked" in name
+        assert torch.equal(weight, two[name]) != moves, name
+        assert not torch.equal(weight, whole[name]), name
 
 
 def test_resume_after_a_kill(folder):
@@ -187,6 +212,7 @@ def test_dry_run_says_what_would_happen_and_leaves_nothing(folder, capsys):
         (["--lr", "nan"], "--lr must be positive"),
         (["--milestones", "8", "4"], "must be positive and rise"),
         (["--milestones", "200"], "past the end"),
+        (["--arch", "resnet20", "--freeze-children", "10"], "nothing to train; 9 leaves fc alone"),
         (["--device", "cuda:99"], "device 'cuda:99' is not available here"),
         (["--resume", "nowhere"], "no checkpoint at nowhere"),
         (["--out", "shades/train/dark/0.png"], "is a file"),

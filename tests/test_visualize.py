@@ -6,9 +6,9 @@ from PIL import Image
 
 import visualize
 from resnet_min import checkpoint
+from resnet_min.config import Config
 from resnet_min.errors import UserError
 from resnet_min.model import from_config
-from resnet_min.recipes import Config
 
 
 @pytest.fixture
