@@ -32,12 +32,17 @@ def draw(n: int, *, epoch: int, seed: int, padding: int, flip: float) -> Draws:
 
     The order does not depend on `padding` and `flip`, so runs with and without augmentation see the same one.
     """
-    # SeedSequence mixes the two: neighbouring seeds and epochs have nothing in common. It takes no negative seed.
-    rng = np.random.default_rng(np.random.SeedSequence(seed % 2**64, spawn_key=(epoch,)))
+    rng = generator(seed, epoch)
     index = rng.permutation(n)
     offset = rng.integers(0, 2 * padding, (n, 2), endpoint=True)
     flips = rng.random(n) < flip
     return Draws(torch.from_numpy(index), torch.from_numpy(offset), torch.from_numpy(flips))
+
+
+def generator(seed: int, epoch: int) -> np.random.Generator:
+    """The source of everything that is drawn in an epoch."""
+    # SeedSequence mixes the two: neighbouring seeds and epochs have nothing in common. It takes no negative seed.
+    return np.random.default_rng(np.random.SeedSequence(seed % 2**64, spawn_key=(epoch,)))
 
 
 class Batches:

@@ -20,7 +20,7 @@ import uuid
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -110,10 +110,10 @@ def load(
             raise UserError(f"{source.source} has a val/ of its own: drop --val-size, or move that folder away")
         if not 0 < val_size < len(whole):
             raise UserError(f"--val-size must leave some of the {len(whole)} training images; got {val_size}")
-        kept, held = _stratified(whole.labels.numpy(), val_size, seed)
+        kept, held = stratified(whole.labels.numpy(), val_size, seed)
         splits["train"], splits["val"] = _subset(whole, kept), _subset(whole, held)
         sums = sums[kept]
-    mean, std = _mean_std(sums, pixels=len(sums) * size * size)
+    mean, std = mean_std(sums, pixels=len(sums) * size * size)
     classes = tuple(content["classes"])
     return Dataset(source.name, source.source, classes, splits["train"], splits.get("val"), splits["test"], mean, std)
 
@@ -162,7 +162,7 @@ def _cifar(name: str, data_dir: Path) -> _Source:
             raise UserError(f"{folder} is incomplete or damaged: remove it, and it is downloaded again") from error
         return tuple(parts["train"].classes), {split: (part.data, part.targets) for split, part in parts.items()}
 
-    return _Source(name, name, folder, _stamp(("", entry) for entry in _files(folder)), read)
+    return _Source(name, name, folder, stamp_of(("", entry) for entry in list_files(folder)), read)
 
 
 def _download(name: str, data_dir: Path, folder: Path) -> None:
@@ -248,25 +248,25 @@ def _image_folder(data: str) -> _Source:
         return classes, splits
 
     entries = ((f"{name}/{label}/", e) for name, part in found.items() for label, files in part.items() for e in files)
-    return _Source(root.name or "images", str(root), root, _stamp(entries), read)
+    return _Source(root.name or "images", str(root), root, stamp_of(entries), read)
 
 
 def _class_files(folder: Path) -> dict[str, list[os.DirEntry]]:
     """The image files of each class folder, both sorted by name. Hidden and other files are passed over."""
     names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
-    classes = {name: [e for e in _files(folder / name) if e.name.lower().endswith(IMAGE_FILES)] for name in names}
+    classes = {name: [e for e in list_files(folder / name) if e.name.lower().endswith(IMAGE_FILES)] for name in names}
     for name, files in classes.items():
         if not files:
             raise UserError(f"no images in {folder / name} (looked for {' '.join(IMAGE_FILES)})")
     return classes
 
 
-def _files(folder: Path) -> list[os.DirEntry]:
+def list_files(folder: Path) -> list[os.DirEntry]:
     with os.scandir(folder) as entries:
         return sorted((e for e in entries if not e.name.startswith(".") and not e.is_dir()), key=lambda e: e.name)
 
 
-def _stamp(entries: Iterable[tuple[str, os.DirEntry]]) -> str:
+def stamp_of(entries: Iterable[tuple[str, os.DirEntry]]) -> str:
     """A digest of names, sizes and times of change."""
     digest = hashlib.sha256()
     for prefix, entry in entries:
@@ -283,7 +283,7 @@ def _decode(source: _Source, size: int) -> dict[str, Any]:
     from tqdm import tqdm
 
     classes, splits = source.read()
-    content = {"stamp": source.stamp, "classes": list(classes), "splits": {}}
+    content = {"classes": list(classes), "splits": {}}
     total = sum(len(items) for items, _ in splits.values())
     pool = ThreadPoolExecutor(os.cpu_count())  # Pillow decodes without Python's lock
     try:
@@ -304,7 +304,7 @@ def _decode_split(items: Any, size: int, pool: ThreadPoolExecutor, bar: Any) -> 
     def decode(start: int) -> int:
         chunk = slice(start, start + CHUNK)
         for i, item in enumerate(items[chunk], start):
-            images[i] = _pixels(item, size)
+            images[i] = pixels(item, size)
         values = images[chunk].astype(np.uint32)
         sums[chunk, 0] = values.sum((1, 2), dtype=np.int64)
         sums[chunk, 1] = (values * values).sum((1, 2), dtype=np.int64)
@@ -315,8 +315,8 @@ def _decode_split(items: Any, size: int, pool: ThreadPoolExecutor, bar: Any) -> 
     return torch.from_numpy(images), torch.from_numpy(sums)
 
 
-def _pixels(item: str | np.ndarray, size: int) -> np.ndarray:
-    """A file's path, or pixels [h,w] or [h,w,3] → uint8 [size,size,3]."""
+def pixels(item: str | np.ndarray, size: int | None) -> np.ndarray:
+    """A file's path, or pixels [h,w] or [h,w,3] → uint8 [size,size,3]; [h,w,3] where `size` is None."""
     from PIL import Image, ImageOps
 
     try:
@@ -329,7 +329,7 @@ def _pixels(item: str | np.ndarray, size: int) -> np.ndarray:
             if image.has_transparency_data:  # dropped; by way of RGBA, where every palette's colours are kept
                 image = image.convert("RGBA")
             image = image.convert("RGB")
-            if image.size != (size, size):
+            if size is not None and image.size != (size, size):
                 image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
             return np.asarray(image)
     except Exception as error:  # Pillow's readers raise many kinds
@@ -343,21 +343,32 @@ def _content(source: _Source, size: int, cache_dir: str | os.PathLike | None) ->
     """The decoded data set, from the cache where it is, or decoded and put there."""
     if source.folder is None:
         return _decode(source, size)
-    where = hashlib.sha256(os.fsencode(os.path.abspath(source.folder))).hexdigest()
-    file = f"{source.name}-{size}-{where[:12]}.pt"
-    source = replace(source, stamp=f"{FORMAT} {source.stamp}")
+    return cached(f"{source.name}-{size}", source.folder, source.stamp, lambda: _decode(source, size), cache_dir)
+
+
+def cached(
+    name: str, folder: Path, stamp: str, decode: Callable[[], dict[str, Any]], cache_dir: str | os.PathLike | None
+) -> dict[str, Any]:
+    """What `decode` makes of the files in `folder`, from the cache where it is and `stamp` has not changed.
+
+    decode returns a dict of tensors and plain values, whose "splits" hold "images", "labels" and "sums" of one length.
+    Raises UserError for a `cache_dir` that cannot be written; without one it warns and goes on.
+    """
+    where = hashlib.sha256(os.fsencode(os.path.abspath(folder))).hexdigest()
+    file = f"{name}-{where[:12]}.pt"
+    stamp = f"{FORMAT} {stamp}"
     home = os.path.expanduser("~")  # unchanged where there is no home
     if cache_dir is not None:
         places = [Path(cache_dir)]
     else:
-        places = [source.folder / ".resnet_min_cache"] + [Path(home, ".cache", "resnet_min")] * (home != "~")
+        places = [folder / ".resnet_min_cache"] + [Path(home, ".cache", "resnet_min")] * (home != "~")
     for place in places:
-        content = _read_cache(place / file, source.stamp)
+        content = _read_cache(place / file, stamp)
         if content is not None:
             return content
     if cache_dir is not None:  # before the work of decoding
         _make_writable(places[0])
-    content = _decode(source, size)
+    content = {**decode(), "stamp": stamp}
     for place in places:
         try:
             _write_cache(place / file, content)
@@ -366,10 +377,7 @@ def _content(source: _Source, size: int, cache_dir: str | os.PathLike | None) ->
             why = getattr(error, "strerror", None) or "no space left?"
     if cache_dir is not None:
         raise UserError(f"cannot write to --cache-dir {cache_dir}: {why}")
-    print(
-        f"warning: nowhere to keep {source.name} decoded, so every run decodes it ({places[-1]}: {why})",
-        file=sys.stderr,
-    )
+    print(f"warning: nowhere to keep {name} decoded, so every run decodes it ({places[-1]}: {why})", file=sys.stderr)
     return content
 
 
@@ -407,7 +415,7 @@ def _write_cache(file: Path, content: dict[str, Any]) -> None:
 # ---- numbers ----
 
 
-def _stratified(labels: np.ndarray, held: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def stratified(labels: np.ndarray, held: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Indices kept and held out, each rising; class sizes in proportion, by largest remainder."""
     sizes, remainder = np.divmod(np.bincount(labels) * held, len(labels))
     sizes[np.argsort(-remainder, kind="stable")[: held - sizes.sum()]] += 1
@@ -423,7 +431,7 @@ def _subset(split: Split, index: np.ndarray) -> Split:
     return Split(torch.from_numpy(split.images.numpy().take(index, 0)), split.labels[index])
 
 
-def _mean_std(sums: Tensor, pixels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def mean_std(sums: Tensor, pixels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """From each image's sum and sum of squares, int64 [N,2,3]. Whole numbers until the last step."""
     totals, squares = sums.sum(0).tolist()
     variances = [(pixels * b - a * a) / (255 * pixels) ** 2 for a, b in zip(totals, squares, strict=True)]

@@ -16,6 +16,8 @@ from . import ops
 from .config import ARCHS, Config, did_you_mean
 from .errors import UserError
 
+MAP_SCALE = 100  # density maps are learnt times this, as Li's report does: a head is spread over very small numbers
+
 
 def conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
@@ -260,6 +262,44 @@ def resnet(
         block, blocks, widths, strides,
         num_classes=num_classes, stem=stem, plain=plain, shortcut=shortcut, dropout=dropout,
     )  # fmt: skip
+
+
+class CrowdNet(nn.Module):
+    """images [B, 3, H, W] -> density maps × `MAP_SCALE` [B, 1, h, w], which sum to the count × `MAP_SCALE`.
+
+    encoder: a ResNet up to its last stage; `stride` is the pixels of a map's cell, h = ceil(H / stride).
+    head: "linear", a 1×1 convolution whose map is upsampled to the images' size (stride 1), or "dilated", 3×3
+    convolutions of dilation 2 at the encoder's stride (as in Li et al., "CSRNet", CVPR 2018).
+    """
+
+    def __init__(self, encoder: ResNet, head: str) -> None:
+        super().__init__()
+        encoder.avgpool, encoder.dropout, encoder.fc = nn.Identity(), nn.Identity(), nn.Identity()
+        self.encoder = encoder
+        with torch.no_grad():
+            maps = encoder.eval().features(torch.zeros(1, 3, 64, 64))
+        encoder.train()
+        channels, self.stride = maps.shape[1], 64 // maps.shape[2]
+        self.upsampled = head == "linear"
+        layers = []
+        if self.upsampled:
+            self.stride = 1
+        else:
+            for width in (channels // 2, channels // 4):
+                layers += [nn.Conv2d(channels, width, 3, padding=2, dilation=2, bias=False), nn.BatchNorm2d(width)]
+                layers += [nn.ReLU()]
+                nn.init.kaiming_normal_(layers[-3].weight, mode="fan_out", nonlinearity="relu")
+                channels = width
+        layers.append(nn.Conv2d(channels, 1, 1))
+        nn.init.normal_(layers[-1].weight, std=0.01)  # so that the first maps are near zero, as true ones are
+        nn.init.zeros_(layers[-1].bias)
+        self.head = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.head(self.encoder.features(x))
+        if self.upsampled:
+            maps = F.interpolate(maps, x.shape[2:], mode="bilinear", align_corners=False)
+        return maps
 
 
 def from_config(config: Config, num_classes: int) -> ResNet:

@@ -295,7 +295,7 @@ def test_stratified_sizes(counts, draw):
         return
     labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts))
     held = draw.draw(st.integers(1, n - 1))
-    kept, out = data._stratified(labels, held, seed=1)
+    kept, out = data.stratified(labels, held, seed=1)
     assert sorted([*kept, *out]) == list(range(n)) and len(out) == held
     assert (np.diff(kept) > 0).all() and (np.diff(out) > 0).all()
     sizes = np.bincount(labels[out], minlength=len(counts))
