@@ -1,11 +1,13 @@
 """Times ours beside what a user would pick instead: same data, one process, in turn, each checked before it is timed.
 
     python benchmark.py --table augment [--device cpu] [--json augment.json]
+    python benchmark.py --table kernels --arch resnet18
     python benchmark.py --table training --arch resnet20
     python benchmark.py --table inference --arch resnet18 --batch 256
 
-A table is a function that yields rows, one dict each; `TABLES` names them. Rows are printed as they come, and the JSON
-file, written again after each, also holds the command, hardware, versions and threads.
+A table is a function that yields cases (see resnet_min/timing.py); `TABLES` names them. Rows are printed as they come,
+and the JSON file, written again after each case, also holds the command, hardware, versions and threads. A table ends
+after nine minutes at most: the same command with the same --json then goes on with the cases that are left.
 """
 
 from __future__ import annotations
@@ -16,81 +18,48 @@ import json
 import os
 import platform
 import shlex
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import chain, count, cycle
+from itertools import chain, count, cycle, islice
 from pathlib import Path
 from typing import Any
 
 import torch
 import torchvision
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision import transforms as v1
 from torchvision.transforms import v2
 
-from resnet_min import data, engine, fuse, ops, reference
+from resnet_min import data, engine, fuse, fusion, ops, reference, timing
 from resnet_min.augment import Batches
 from resnet_min.augment import draw as draw_epoch
 from resnet_min.config import ARCHS, Config
 from resnet_min.errors import UserError, run_script
 from resnet_min.model import resnet
+from resnet_min.timing import Call, Case, Row
 
-WINDOWS = 7  # timed windows of each contender; figures are medians over them
-SECONDS = 0.2  # at least, each window
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)  # of CIFAR-10's training images
-
-Row = dict[str, Any]
-
-
-# ---- timing ----
+MINUTES = 8  # no case is begun after so many
+TOLERANCE = {torch.float32: 5e-3, torch.bfloat16: 0.05, torch.float16: 0.01}  # a GPU's float32 convolutions are TF32
 
 
-def side_by_side(contenders: dict[str, Callable[[], object]], device: torch.device) -> dict[str, list[float]]:
-    """Calls a second of each contender, window by window in turn, so that a disturbance meets all alike."""
-
-    def window(call: Callable[[], object], calls: int) -> float:
-        synchronize(device)
-        start = time.perf_counter()
-        for _ in range(calls):
-            call()
-        synchronize(device)
-        return (time.perf_counter() - start) / calls
-
-    calls = {}
-    for name, call in contenders.items():
-        window(call, 2)  # warm-up: caches, memory pools, compilation
-        calls[name] = max(1, round(SECONDS / window(call, 2)))
-        window(call, calls[name])
-    rates: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(WINDOWS):
-        for name, call in contenders.items():
-            rates[name].append(1 / window(call, calls[name]))
-    return rates
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait for the device's queued work."""
+def dtypes(device: torch.device) -> list[torch.dtype]:
+    """float32, and what the device has arithmetic for."""
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        return [torch.float32, torch.bfloat16, torch.float16]
+    return [torch.float32] + [torch.bfloat16] * (engine.hardware("cpu").dtype == torch.bfloat16)
 
 
-def compared(rates: dict[str, list[float]], ours: str, units: int, **about: object) -> Iterator[Row]:
-    """A row for each contender: units (images) a second, and how many times that ours is, window against window."""
-    for name, values in rates.items():
-        ratios = [a / b for a, b in zip(rates[ours], values, strict=True)]
-        row = {**about, "name": name}
-        for key, numbers in (("per_second", [v * units for v in values]), ("ours_is", ratios)):
-            row |= {key: statistics.median(numbers), f"{key}_min": min(numbers), f"{key}_max": max(numbers)}
-        yield row
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 # ---- augment: images to a normalised, randomly cropped and flipped batch ----
 
 
-def augment(args: argparse.Namespace) -> Iterator[Row]:
+def augment(args: argparse.Namespace) -> Iterator[Case]:
     """`ops.crop_flip` against torchvision image by image, a batched gather, its own twin, and a plain copy.
 
     Every call takes other images of 50,000 random ones (what they show does not matter to a gather) and drops its
@@ -106,14 +75,14 @@ def augment(args: argparse.Namespace) -> Iterator[Row]:
         draws = list(zip(*(t.to(args.device) for t in (index, offset, flip)), strict=True))
         for dtype in (torch.float32, torch.bfloat16):
             table = ops.make_table(MEAN, STD, dtype).to(args.device)
-            check_augment(images, planar, draws[0], table)
-            rates = side_by_side(augment_contenders(images, planar, draws, table), args.device)
-            yield from compared(rates, "ours", batch, dtype=str(dtype).removeprefix("torch."), batch=batch)
+            contenders = augment_contenders(images, planar, draws, table)
+            check = partial(check_augment, planar=planar, draw=draws[0])
+            yield Case({"dtype": name_of(dtype), "batch": batch}, batch, contenders, check)
 
 
 def augment_contenders(
     images: Tensor, planar: Tensor, draws: list[tuple[Tensor, Tensor, Tensor]], table: Tensor
-) -> dict[str, Callable[[], Tensor]]:
+) -> dict[str, Callable[[], Call]]:
     """Each makes one batch a call. torchvision draws its own crops, as it does in use."""
     crop_and_flip = [v1.RandomCrop(32, padding=4), v1.RandomHorizontalFlip()]
     first = v1.Compose([*crop_and_flip, v1.ConvertImageDtype(torch.float32), v1.Normalize(MEAN, STD)])
@@ -134,11 +103,11 @@ def augment_contenders(
         "copy of a batch": lambda *_: made.clone(),
     }
 
-    def over_all_draws(call: Callable[..., Tensor]) -> Callable[[], Tensor]:
+    def over_all_draws(call: Callable[..., Tensor]) -> Call:
         draw = cycle(draws)
         return lambda: call(*next(draw))
 
-    return {name: over_all_draws(call) for name, call in calls.items()}
+    return {name: partial(over_all_draws, call) for name, call in calls.items()}
 
 
 def batched_gather(images: Tensor, index: Tensor, offset: Tensor, flip: Tensor, dtype: torch.dtype) -> Tensor:
@@ -169,23 +138,152 @@ def normalised(cropped: Tensor, dtype: torch.dtype) -> Tensor:
     return cropped.permute(0, 3, 1, 2).float().div_(255).sub_(mean).div_(std).to(dtype)
 
 
-def check_augment(images: Tensor, planar: Tensor, draw: tuple[Tensor, Tensor, Tensor], table: Tensor) -> None:
-    """All contenders, given the same draws, must make the same batch: ours and the twin to the bit."""
-    ours = ops.crop_flip(images, *draw, table, 4)
-    torch.testing.assert_close(ours, reference.crop_flip(images, *draw, table, 4), rtol=0, atol=0)
-    for gather in (batched_gather, flat_gather):
-        torch.testing.assert_close(ours, gather(images, *draw, table.dtype))
+def check_augment(batches: dict[str, Tensor], planar: Tensor, draw: tuple[Tensor, Tensor, Tensor]) -> None:
+    """All that take draws must make the same batch of the first: ours and its twin to the bit; and so torchvision."""
+    ours = batches["ours"]
+    for name in ("reference", "copy of a batch"):
+        torch.testing.assert_close(batches[name], ours, rtol=0, atol=0)
+    for name in ("batched gather in torch", "batched gather, flat index"):
+        torch.testing.assert_close(batches[name], ours)
     for functional in (v1.functional, v2.functional):
         for out, i, (top, left), flip in zip(ours, *(t.tolist() for t in draw), strict=True):
             image = functional.crop(functional.pad(planar[i], [4]), top, left, 32, 32)
             image = (functional.hflip(image) if flip else image).float() / 255
-            torch.testing.assert_close(out, functional.normalize(image, MEAN, STD).to(table.dtype))
+            torch.testing.assert_close(out, functional.normalize(image, MEAN, STD).to(out.dtype))
+
+
+# ---- kernels: each layer of a network by itself ----
+
+
+def kernels(args: argparse.Namespace) -> Iterator[Case]:
+    """`ops.conv_bn_relu` and `ops.bn_add_relu` on every layer of a network, once for each shape that it has.
+
+    The convolutions as in inference, batch norm folded where the contender can; bn_add_relu as in training, forward
+    and backward. On random values: no layer's time depends on them.
+    """
+    for batch in args.batch or ([64] if args.device.type == "cpu" else [128, 1024]):
+        for dtype in dtypes(args.device):
+            about = {"batch": batch, "dtype": name_of(dtype)}
+            for layer in layers(args.arch):
+                images = torch.randn(batch, *layer["input"], device=args.device, dtype=dtype)
+                x = images.contiguous(memory_format=torch.channels_last)
+                contenders = conv_contenders(x, layer)
+                yield Case({**about, "kernel": "conv", "layer": layer["name"]}, batch, contenders, check_kernels)
+            for layer in {layer["norm"]: layer for layer in layers(args.arch)}.values():
+                contenders = norm_contenders(batch, dtype, layer, args.device)
+                yield Case({**about, "kernel": "bn", "layer": layer["norm"]}, batch, contenders, check_kernels)
+
+
+def layers(arch: str) -> list[dict[str, Any]]:
+    """The distinct convolutions of a network on 32x32 images, in the order of use, each with what follows it."""
+    found: dict[str, dict[str, Any]] = {}
+
+    def note(module: fusion.FusedConv, inputs: tuple[Any, ...], out: Tensor) -> None:
+        (_, channels, side, _), (filters, _, kernel, _) = inputs[0].shape, module.weight.shape
+        residual = len(inputs) > 1 and inputs[1] is not None
+        after = "+add" * residual + "+relu" * module.relu
+        name = f"{channels}-{filters} {kernel}x{kernel}/{module.stride} on {side}x{side} {after}".strip()
+        found[name] = {
+            "name": name, "norm": f"{filters} on {out.shape[2]}x{out.shape[3]} {after}".strip(), "residual": residual,
+            "input": tuple(inputs[0].shape[1:]), "output": tuple(out.shape[1:]), "conv": module,
+        }  # fmt: skip
+
+    net = fuse(resnet(arch).eval())
+    for module in net.modules():
+        if isinstance(module, fusion.FusedConv):
+            module.register_forward_hook(note)
+    with torch.no_grad():
+        net(torch.zeros(1, 3, 32, 32))
+    return list(found.values())
+
+
+def conv_contenders(x: Tensor, layer: dict[str, Any]) -> dict[str, Callable[[], Call]]:
+    """relu(bn(conv(x)) + residual) in eval mode; batch norm is folded for all but "eager"."""
+    folded, out = layer["conv"], layer["output"]
+    stride, padding, relu = folded.stride, folded.padding, folded.relu
+    weight = torch.randn_like(folded.weight, device=x.device) * folded.weight[0].numel() ** -0.5
+    weight, bias = weight.to(x.dtype), torch.randn(out[0], device=x.device).to(x.dtype)
+    residual = torch.randn(len(x), *out, device=x.device).to(x).contiguous(memory_format=torch.channels_last)
+    residual = residual if layer["residual"] else None
+    rest = stride, padding, relu
+
+    def ours() -> Call:
+        module = fusion.FusedConv(weight, bias, *rest)
+        return lambda: module(x, residual)
+
+    def eager(memory_format: torch.memory_format) -> Call:
+        conv = nn.Conv2d(x.shape[1], out[0], folded.weight.shape[2], stride, padding, bias=False)
+        module = nn.Sequential(conv, nn.BatchNorm2d(out[0])).to(x).to(memory_format=memory_format).eval()
+        conv.weight.copy_(weight)
+        module[1].bias.copy_(bias)
+        module[1].running_var.fill_(1 - module[1].eps)
+        moved, other = (t if t is None else t.contiguous(memory_format=memory_format) for t in (x, residual))
+
+        def call() -> Tensor:
+            y = module(moved)
+            y = y if other is None else y + other
+            return y.relu_() if relu else y
+
+        return call
+
+    contenders = {
+        "ours": ours,
+        "eager, NCHW": partial(eager, torch.contiguous_format),
+        "eager, channels_last": partial(eager, torch.channels_last),
+        "folded, library": lambda: lambda: reference.conv_bn_relu(x, weight, bias, residual, *rest),
+    }
+    if fusion.cudnn_fuses(x, relu):
+        contenders["cuDNN, fused"] = lambda: lambda: fusion.cudnn_conv_bn_relu(x, weight, bias, residual, *rest)
+        contenders["our kernel"] = lambda: lambda: ops.conv_bn_relu(x, weight, bias, residual, *rest)
+    return {name: partial(without_grad, make) for name, make in contenders.items()}
+
+
+def without_grad(make: Callable[[], Call]) -> Call:
+    with torch.no_grad():
+        return torch.no_grad()(make())
+
+
+def norm_contenders(
+    batch: int, dtype: torch.dtype, layer: dict[str, Any], device: torch.device
+) -> dict[str, Callable[[], Call]]:
+    """relu(batch_norm(x) + residual) with the batch's statistics, forward and backward; returns the gradients."""
+    channels_last = torch.channels_last
+    shape, relu = (batch, *layer["output"]), layer["conv"].relu
+    x, other, grad = (
+        torch.randn(shape, device=device).to(dtype).contiguous(memory_format=channels_last) for _ in range(3)
+    )
+    gamma, beta = (torch.rand(shape[1], device=device).requires_grad_() for _ in range(2))
+    x.requires_grad_()
+    residual = other.requires_grad_() if layer["residual"] else None
+    wanted = [x, gamma, beta] + [other] * layer["residual"]
+
+    def eager(x: Tensor, gamma: Tensor, beta: Tensor, residual: Tensor | None) -> Tensor:
+        out = nn.functional.batch_norm(x, None, None, gamma, beta, training=True)
+        out = out if residual is None else out + residual
+        return out.relu() if relu else out
+
+    def ours(x: Tensor, gamma: Tensor, beta: Tensor, residual: Tensor | None) -> Tensor:
+        return ops.bn_add_relu(x, gamma, beta, residual, 1e-5, relu)[0]
+
+    def both_ways(forward: Callable[..., Tensor]) -> Call:
+        return lambda: torch.autograd.grad(forward(x, gamma, beta, residual), wanted, grad)
+
+    return {"ours": partial(both_ways, ours), "eager, channels_last": partial(both_ways, eager)}
+
+
+def check_kernels(results: dict[str, Tensor | tuple[Tensor, ...]]) -> None:
+    """All contenders must agree, as well as their dtype lets them."""
+    for name, result in results.items():
+        for got, ours in zip(*(t if isinstance(t, tuple) else (t,) for t in (result, results["ours"])), strict=True):
+            error = ((got.float() - ours.float()).norm() / ours.float().norm()).item()
+            if not error < TOLERANCE[ours.dtype]:
+                raise AssertionError(f"{name} computes something else: it is off by {error:.2g}")
 
 
 # ---- training: whole steps, from uint8 images to updated weights ----
 
 
-def training(args: argparse.Namespace) -> Iterator[Row]:
+def training(args: argparse.Namespace) -> Iterator[Case]:
     """`engine.train_one_epoch` on our kernels against hand-written loops in plain PyTorch.
 
     The same network from the same weights, SGD with Nesterov's momentum, random crop and flip. A hand-written loop
@@ -195,146 +293,199 @@ def training(args: argparse.Namespace) -> Iterator[Row]:
     images = torch.randint(0, 256, (8192, 32, 32, 3), dtype=torch.uint8, generator=generator)
     split = data.Split(images, torch.randint(0, 10, (len(images),), generator=generator))
     for batch in args.batch or ([128] if args.device.type == "cpu" else [128, 512, 1024]):
-        rates = side_by_side(training_contenders(args, split, batch), args.device)
-        yield from compared(rates, "ours", batch, arch=args.arch, batch=batch)
+        about = {"arch": args.arch, "batch": batch}
+        steps = 1 if args.device.type == "cpu" else len(images) // batch  # a call; only then does the host wait
+        yield Case(about, steps * batch, training_contenders(args, split, batch, steps), check_training)
 
 
-def training_contenders(args: argparse.Namespace, split: data.Split, batch: int) -> dict[str, Callable[[], float]]:
-    """Each takes one step a call and returns its loss; all losses of the first step must agree."""
-    where = engine.hardware(str(args.device))
-    half = (torch.bfloat16,) if args.device.type == "cpu" else (torch.bfloat16, torch.float16)
-    options = {
-        "eager, NCHW": (torch.contiguous_format, torch.float32, False),
-        "eager, channels_last": (torch.channels_last, torch.float32, False),
-    }
-    for dtype in half:
-        name = f"autocast {str(dtype).removeprefix('torch.')}, channels_last"
-        options |= {f"{kind}, {name}": (torch.channels_last, dtype, kind == "compile") for kind in ("eager", "compile")}
-    contenders: dict[str, Callable[[], float]] = {"ours": our_step(args, split, batch, where)}
-    contenders |= {name: plain_step(args, split, batch, *option) for name, option in options.items()}
-    losses = {name: step() for name, step in contenders.items()}
-    for name, loss in losses.items():
-        if abs(loss - losses["eager, NCHW"]) > 0.05:
-            raise AssertionError(
-                f"{name} computes something else: its first loss is {loss}, not {losses['eager, NCHW']}"
-            )
+def training_contenders(
+    args: argparse.Namespace, split: data.Split, batch: int, steps: int
+) -> dict[str, Callable[[], Call]]:
+    """Each takes `steps` steps a call and returns the first one's loss."""
+    on_cpu = args.device.type == "cpu"
+    plain = partial(plain_steps, args, split, batch, steps)
+    contenders = {"ours": partial(our_steps, args, split, batch, steps), "eager, NCHW": partial(plain, torch.float32)}
+    for dtype in dtypes(args.device):
+        contenders[f"eager, channels_last, {name_of(dtype)}"] = partial(plain, dtype, torch.channels_last)
+    fast = torch.bfloat16 if torch.bfloat16 in dtypes(args.device) else torch.float32
+    plain = partial(plain, fast, torch.channels_last)
+    if on_cpu:
+        contenders[f"the same, {name_of(fast)}, memory kept"] = partial(plain, keep=True)
+    else:
+        contenders[f"the same, {name_of(fast)}, CUDA graph"] = partial(plain, graph=True)
+    for mode in ["default"] if on_cpu else ["default", "reduce-overhead", "max-autotune"]:
+        contenders[f"compile {mode}, {name_of(fast)}"] = partial(plain, mode=mode)
     return contenders
 
 
-def new_net(args: argparse.Namespace) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+def check_training(losses: dict[str, float]) -> None:
+    for name, loss in losses.items():
+        if not abs(loss - losses["eager, NCHW"]) < 0.05:
+            wanted = losses["eager, NCHW"]
+            raise AssertionError(f"{name} computes something else: its first loss is {loss}, not {wanted}")
+
+
+def new_net(args: argparse.Namespace) -> tuple[nn.Module, torch.optim.Optimizer]:
     torch.manual_seed(0)
     net = resnet(args.arch).to(args.device)
     return net, engine.make_optimizer(Config(lr=0.01, nesterov=True, wd=5e-4), net)
 
 
-def our_step(args: argparse.Namespace, split: data.Split, batch: int, where: engine.Hardware) -> Callable[[], float]:
-    """What train.py does, a step a call."""
+def our_steps(args: argparse.Namespace, split: data.Split, batch: int, steps: int) -> Call:
+    """What train.py does."""
     net, optimizer = new_net(args)
     net.to(memory_format=torch.channels_last)
+    where = engine.hardware(str(args.device))
     batches = Batches(
         split, batch_size=batch, mean=MEAN, std=STD, device=args.device, dtype=where.dtype, padding=4, flip=0.5
     )
     endless = chain.from_iterable(batches.epoch(epoch) for epoch in count(1))
 
-    def step() -> float:
+    def call() -> float:
         ops.set_backend("auto")
-        losses, _ = engine.train_one_epoch(net, [next(endless)], optimizer, [0.01], where)
-        return losses.item()
+        engine.keep_freed_memory()
+        losses, _ = engine.train_one_epoch(net, islice(endless, steps), optimizer, [0.01] * steps, where)
+        return losses[0].item()
 
-    return step
+    return call
 
 
-def plain_step(
+def plain_steps(
     args: argparse.Namespace,
     split: data.Split,
     batch: int,
-    memory_format: torch.memory_format,
+    steps: int,
     dtype: torch.dtype,
-    compiled: bool,
-) -> Callable[[], float]:
-    """The loop one writes by hand. Plain PyTorch: our kernels are switched off while it runs."""
+    memory_format: torch.memory_format = torch.contiguous_format,
+    mode: str | None = None,
+    graph: bool = False,
+    keep: bool = False,
+) -> Call:
+    """The loop one writes by hand. Plain PyTorch: our kernels are switched off while it runs.
+
+    mode: of torch.compile. graph: the whole step as a CUDA graph. keep: `engine.keep_freed_memory`, as ours has it.
+    """
     net, optimizer = new_net(args)
     net.to(memory_format=memory_format)
-    if compiled:
-        net.compile()
+    if mode:
+        net.compile(mode=mode)
     images, labels = split.images.to(args.device), split.labels.to(args.device)
     scaler = torch.amp.GradScaler(args.device.type, enabled=dtype == torch.float16)
     drawn = draw_epoch(len(images), epoch=1, seed=0, padding=4, flip=0.5)  # the draws that ours begins with
     parts = (t.to(args.device).split(batch) for t in (drawn.index, drawn.offset, drawn.flip))
-    draws = cycle(list(zip(*parts, strict=True)))
+    draws = list(zip(*parts, strict=True))
+    draw = cycle(draws)
 
-    def step() -> float:
-        ops.set_backend("reference")
-        index, offset, flip = next(draws)
+    def step(index: Tensor, offset: Tensor, flip: Tensor) -> Tensor:
         inputs = batched_gather(images, index, offset, flip, torch.float32).contiguous(memory_format=memory_format)
         with torch.autocast(args.device.type, dtype, enabled=dtype != torch.float32):
-            loss = torch.nn.functional.cross_entropy(net(inputs), labels[index])
+            loss = nn.functional.cross_entropy(net(inputs), labels[index])
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
-        return loss.item()
+        return loss.detach()
 
-    return step
+    ops.set_backend("reference")
+    if graph:
+        step = graphed(step, [t.clone() for t in draws[0]], optimizer)
+
+    def call() -> float:
+        ops.set_backend("reference")
+        engine.keep_freed_memory(keep)
+        losses = [step(*next(draw)) for _ in range(steps)]
+        return losses[0].item()
+
+    return call
+
+
+def graphed(
+    step: Callable[..., Tensor], static: list[Tensor], optimizer: torch.optim.Optimizer
+) -> Callable[..., Tensor]:
+    """`step`, recorded once into a CUDA graph with `static` as its arguments: a call copies its own into these."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.0  # a warm-up is not to train
+        for _ in range(3):
+            step(*static)
+    torch.cuda.current_stream().wait_stream(stream)
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    recorded = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(recorded):
+        loss = step(*static)
+
+    def replay(*arguments: Tensor) -> Tensor:
+        for to, given in zip(static, arguments, strict=True):
+            to.copy_(given)
+        recorded.replay()
+        return loss.clone()
+
+    return replay
 
 
 # ---- inference: images to logits ----
 
 
-def inference(args: argparse.Namespace) -> Iterator[Row]:
+def inference(args: argparse.Namespace) -> Iterator[Case]:
     """`fuse(model)` against the model itself, in each memory format and compiled with its weights frozen."""
     torch.manual_seed(0)
-    images = torch.randn(max(args.batch or [1024]), 3, 32, 32, device=args.device)
+    batches = args.batch or ([256] if args.device.type == "cpu" else [128, 512, 1024])
+    images = torch.randn(max(batches), 3, 32, 32, device=args.device)
     net = settled(resnet(args.arch).to(args.device), images[:64])
-    half = [torch.bfloat16] if args.device.type == "cpu" else [torch.bfloat16, torch.float16]
-    for batch in args.batch or ([256] if args.device.type == "cpu" else [128, 512, 1024]):
-        for dtype in (torch.float32, *half):
+    with torch.no_grad():
+        exact = copy.deepcopy(net).double()(images[:16].double())
+    for batch in batches:
+        for dtype in dtypes(args.device):
+            about = {"arch": args.arch, "batch": batch, "dtype": name_of(dtype)}
             contenders = inference_contenders(net, images[:batch].to(dtype))
-            check_inference(net, images[:batch], contenders)
-            rates = side_by_side(contenders, args.device)
-            name = str(dtype).removeprefix("torch.")
-            yield from compared(rates, "ours", batch, arch=args.arch, dtype=name, batch=batch)
+            yield Case(about, batch, contenders, partial(check_inference, exact=exact))
 
 
-def settled(net: torch.nn.Module, images: Tensor) -> torch.nn.Module:
+def settled(net: nn.Module, images: Tensor) -> nn.Module:
     """`net` in eval mode with these images' statistics: with a new net's there is nothing to fold, and maps explode."""
     for module in net.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm2d):
             module.momentum = None
     with torch.no_grad():
         net.train()(images)
     return net.eval()
 
 
-def inference_contenders(net: torch.nn.Module, images: Tensor) -> dict[str, Callable[[], Tensor]]:
+def inference_contenders(net: nn.Module, images: Tensor) -> dict[str, Callable[[], Call]]:
     """Each returns the images' logits."""
-    planar = copy.deepcopy(net).to(images.dtype)
-    channels_last = copy.deepcopy(planar).to(memory_format=torch.channels_last)
-    # Freezing takes the weights for constants: it folds batch norm and lays them out ahead, as `fuse` does.
-    options = {"freezing": True, "max_autotune": images.is_cuda}
     moved = images.contiguous(memory_format=torch.channels_last)
-    nets = {
-        "ours": (fuse(net, images.dtype), moved),
-        "eager, NCHW": (planar, images),
-        "eager, channels_last": (channels_last, moved),
-        "compile, freezing": (torch.compile(copy.deepcopy(channels_last), options=options), moved),
+
+    def plain(inputs: Tensor, memory_format: torch.memory_format, **options: object) -> Call:
+        module = copy.deepcopy(net).to(images.dtype).to(memory_format=memory_format)
+        if options:
+            module.compile(options=options)
+        return partial(torch.no_grad()(module), inputs)
+
+    # Freezing takes the weights for constants: it folds batch norm and lays them out ahead, as `fuse` does.
+    options = {"freezing": True} | ({"max_autotune": True} if images.is_cuda else {})
+    return {
+        "ours": lambda: partial(torch.no_grad()(fuse(net, images.dtype)), moved),
+        "eager, NCHW": partial(plain, images, torch.contiguous_format),
+        "eager, channels_last": partial(plain, moved, torch.channels_last),
+        "compile, freezing": partial(plain, moved, torch.channels_last, **options),
     }
-    return {name: partial(torch.no_grad()(module), inputs) for name, (module, inputs) in nets.items()}
 
 
-def check_inference(net: torch.nn.Module, images: Tensor, contenders: dict[str, Callable[[], Tensor]]) -> None:
-    """All must give the logits that the net gives in float64, as well as their dtype can."""
-    with torch.no_grad():
-        exact = copy.deepcopy(net).double()(images[:16].double())
-    for name, call in contenders.items():
-        logits = call()
-        error = ((logits[:16] - exact).norm() / exact.norm()).item()
-        if not error < (1e-4 if logits.dtype == torch.float32 else 0.05):
+def check_inference(results: dict[str, Tensor], exact: Tensor) -> None:
+    """All must give the logits that the net gives in float64, as well as their dtype lets them."""
+    for name, logits in results.items():
+        error = ((logits[: len(exact)] - exact).norm() / exact.norm()).item()
+        if not error < TOLERANCE[logits.dtype]:
             raise AssertionError(f"{name} computes something else: its logits are off by {error:.2g}")
 
 
-TABLES: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
+TABLES: dict[str, Callable[[argparse.Namespace], Iterator[Case]]] = {
     "augment": augment,
+    "kernels": kernels,
     "training": training,
     "inference": inference,
 }
@@ -348,10 +499,9 @@ def about(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "table": args.table,
         "command": shlex.join(["python", *sys.argv]),
-        "hardware": hardware(args.device),
+        "hardware": timing.hardware(args.device),
         "threads": torch.get_num_threads(),
-        "load": os.getloadavg()[0],
-        "windows": WINDOWS,
+        "windows": timing.WINDOWS,
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -362,32 +512,18 @@ def about(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def hardware(device: torch.device) -> str:
-    """The device's own name, and of a CPU how many of its cores there are."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    info = Path("/proc/cpuinfo")
-    names = (
-        [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        if info.exists()
-        else []
-    )
-    name = names[0] if names else platform.processor() or platform.machine()
-    return f"{name}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
-
-
 def print_row(row: Row, first: bool) -> None:
-    """The columns a table adds itself, then the name, images a second and the ratio, each with its spread."""
-    measured = ("per_second", "ours_is")
-    own = {key: value for key, value in row.items() if key != "name" and not key.startswith(measured)}
+    """The columns a table adds itself, then the name, images a second, the ratio, each with its spread, and memory."""
+    measured = ("name", "per_second", "ours_is", "peak_mib")
+    own = {key: value for key, value in row.items() if not key.startswith(measured)}
+    wide = {key: 36 if key == "layer" else 10 for key in own}
     if first:
-        print(
-            "".join(f"{key:<10}" for key in own)
-            + f"{'':34}{'images/s':>12}  {'(min-max)':<23}{'ours is':>9}  (min-max)"
-        )
+        head = "".join(f"{key:<{wide[key]}}" for key in own)
+        print(f"{head}{'':36}{'images/s':>12}  {'(min-max)':<23}{'ours is':>9}  {'(min-max)':<14}{'peak MiB':>9}")
     rate = f"{row['per_second']:12,.0f}  {'({per_second_min:,.0f}-{per_second_max:,.0f})'.format(**row):<23}"
-    ratio = "{ours_is:8.2f}x  ({ours_is_min:.2f}-{ours_is_max:.2f})".format(**row)
-    print("".join(f"{value!s:<10}" for value in own.values()) + f"{row['name']:<34}{rate}{ratio}", flush=True)
+    ratio = f"{row['ours_is']:8.2f}x  {'({ours_is_min:.2f}-{ours_is_max:.2f})'.format(**row):<14}"
+    about = "".join(f"{value!s:<{wide[key]}}" for key, value in own.items())
+    print(f"{about}{row['name']:<36}{rate}{ratio}{row['peak_mib']:9,.1f}", flush=True)
 
 
 def get_args() -> argparse.Namespace:
@@ -395,28 +531,56 @@ def get_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--table", choices=TABLES, required=True, help="what to time")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda or cuda:N")
-    parser.add_argument("--arch", choices=ARCHS, default="resnet18", help="network of a whole-net table")
+    parser.add_argument("--arch", choices=ARCHS, default="resnet18", help="network (not of augment)")
     parser.add_argument("--batch", type=int, nargs="+", metavar="N", help="batch sizes (default: the table's own)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table here")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table here, or go on with it")
     args = parser.parse_args()
+    if args.batch and min(args.batch) < 1:
+        raise UserError(f"--batch must be at least 1; got {min(args.batch)}")
     try:
         args.device = torch.empty(0, device=args.device).device
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {args.device}: {str(error).splitlines()[0]}") from None
     return args
 
 
+def begun(path: Path | None, facts: dict[str, Any]) -> list[Row]:
+    """The rows that an earlier run of the same command left in `path`. Raises UserError where they are of another."""
+    if path is None or not path.exists():
+        return []
+    try:
+        table = json.loads(path.read_text())
+        rows, theirs = table["rows"], {key: table[key] for key in facts}
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"--json {path} is no table of this script; name another file") from None
+    if other := [key for key in facts if theirs[key] != facts[key]]:
+        raise UserError(f"--json {path} holds a table of another {other[0]}; name another file, or remove it")
+    return rows
+
+
 def main() -> None:
     """Print the table asked for, and write it where asked."""
+    started = time.monotonic()
     args = get_args()
     facts = about(args)
-    print("{hardware}; {threads} threads; torch {versions[torch]}; load {load:.1f}; {kernels}".format(**facts))
-    rows: list[Row] = []
-    for row in TABLES[args.table](args):
-        print_row(row, first=not rows)
-        rows.append(row)
+    rows = begun(args.json, facts)
+    os.environ["KINETO_LOG_LEVEL"] = "99"  # the profiler, which measures memory, talks
+    print("{hardware}; {threads} threads; torch {versions[torch]}; {kernels}".format(**facts))
+    for number, row in enumerate(rows):
+        print_row(row, first=number == 0)
+    for case in TABLES[args.table](args):
+        if any(case.about.items() <= row.items() for row in rows):
+            continue
+        if time.monotonic() - started > 60 * MINUTES:
+            print(f"stopped after {MINUTES} minutes; the same command{'' if args.json else ' with --json'} goes on")
+            break
+        for row in timing.run(case, args.device):
+            print_row(row, first=not rows)
+            rows.append(row)
         if args.json:
-            args.json.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
+            temporary = args.json.with_name(f".{args.json.name}.tmp")
+            temporary.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
+            temporary.replace(args.json)
 
 
 if __name__ == "__main__":

@@ -101,6 +101,8 @@ def prepare(config: Config) -> Job:
 
     ops.set_backend(config.kernels)
     where = engine.hardware(config.device, config.amp)
+    if where.device.type == "cpu":
+        engine.keep_freed_memory()
     dataset = data.load(
         config.data, data_dir=config.data_dir, cache_dir=config.cache_dir, image_size=config.image_size,
         val_size=config.val_size, seed=config.seed,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -57,6 +59,21 @@ def _has_bf16(device: torch.device) -> bool:
         probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
         return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
     return False
+
+
+def keep_freed_memory(keep: bool = True) -> None:
+    """Have the C library keep what this process frees for its next allocation; `keep=False` has it as it is by default.
+
+    By default glibc gives large blocks back to the system, so that every training step on a CPU has its activations'
+    pages handed out and zeroed anew. Does nothing where the C library is another.
+    """
+    mallopt = getattr(ctypes.CDLL(None) if os.name == "posix" else None, "mallopt", None)
+    if mallopt is not None:
+        trim_threshold, top_pad, mmap_threshold, mmap_max = -1, -2, -3, -4  # malloc.h's names for them
+        mallopt(mmap_max, 0 if keep else 65536)
+        mallopt(trim_threshold, -1 if keep else 64 << 20)  # the default ones rise to these as large blocks are freed
+        mallopt(mmap_threshold, 32 << 20)
+        mallopt(top_pad, 64 << 20 if keep else 128 << 10)
 
 
 def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -146,6 +147,9 @@ class FusedBlock(nn.Module):
 class FusedConv(nn.Module):
     """`ops.conv_bn_relu` and its weights: x [B, C, H, W], residual [B, O, H', W'] -> [B, O, H', W'].
 
+    On CUDA it is our kernel or cuDNN's fused call, by a trial of both at the first x of a shape; ours without a trial
+    under torch's deterministic algorithms, while a graph is captured, and in compiled code.
+
     The CPU kernel wants the weight in an order of oneDNN's. That is an opaque tensor, which can be neither saved nor
     moved nor put into a graph, so it is kept beside the plain weight and made from it at the first call, or again once
     the weight is another or was written to.
@@ -157,10 +161,15 @@ class FusedConv(nn.Module):
         self.register_buffer("bias", bias)
         self.stride, self.padding, self.relu = stride, padding, relu
         self._reordered: tuple[Tensor, int, Tensor] | None = None  # made from which weight, at which version; itself
+        self._choices: dict[tuple[Any, ...], Callable[..., Tensor]] = {}
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         rest = self.bias, residual, self.stride, self.padding, self.relu
-        if torch.compiler.is_compiling() or not ops.takes_reordered(x, self.weight):
+        if torch.compiler.is_compiling():
+            return ops.conv_bn_relu(x, self.weight, *rest)
+        if cudnn_fuses(x, self.relu):
+            return self._faster(x, residual)(x, self.weight, *rest)
+        if not ops.takes_reordered(x, self.weight):
             return ops.conv_bn_relu(x, self.weight, *rest)
         version = 0 if self.weight.is_inference() else self.weight._version
         if self._reordered and self._reordered[0] is self.weight and self._reordered[1] == version:
@@ -169,12 +178,60 @@ class FusedConv(nn.Module):
         self._reordered = self.weight, version, ops.reordered(self.weight, x, self.stride, self.padding)
         return out
 
+    def _faster(self, x: Tensor, residual: Tensor | None) -> Callable[..., Tensor]:
+        """Ours or cuDNN's, whichever a trial found faster for such an x: one trial, the first time that one may be."""
+        key = x.shape, x.dtype, x.device
+        if key not in self._choices:
+            if torch.cuda.is_current_stream_capturing() or _fixed_choice():
+                return ops.conv_bn_relu
+            args = x, self.weight, self.bias, residual, self.stride, self.padding, self.relu
+            self._choices[key] = min((ops.conv_bn_relu, cudnn_conv_bn_relu), key=lambda call: milliseconds(call, args))
+        return self._choices[key]
+
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_reordered": None}
+        return {**self.__dict__, "_reordered": None, "_choices": {}}
 
     def extra_repr(self) -> str:
         out, channels, height, width = self.weight.shape
         return f"{channels}, {out}, {height}×{width}, stride={self.stride}, padding={self.padding}, relu={self.relu}"
+
+
+def cudnn_fuses(x: Tensor, relu: bool) -> bool:
+    """Whether `cudnn_conv_bn_relu` takes such an x: there is always a ReLU in it."""
+    sound = x.dim() == 4 and len(x) > 0 and not (x.requires_grad and torch.is_grad_enabled())
+    return x.is_cuda and relu and sound and x.dtype != torch.float64 and ops.supported("conv_bn_relu", x)
+
+
+def cudnn_conv_bn_relu(
+    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, stride: int, padding: int, relu: bool
+) -> Tensor:
+    """`ops.conv_bn_relu` by cuDNN's own fused call."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    how = bias, (stride, stride), (padding, padding), (1, 1), 1
+    with torch.autocast(x.device.type, enabled=False):
+        if residual is None:
+            return torch.cudnn_convolution_relu(x, weight, *how)
+        residual = residual.contiguous(memory_format=torch.channels_last)
+        return torch.cudnn_convolution_add_relu(x, weight, residual, 1.0, *how)
+
+
+def _fixed_choice() -> bool:
+    """Whether the user wants no choice that a measurement makes."""
+    return torch.are_deterministic_algorithms_enabled() or torch.backends.cudnn.deterministic
+
+
+def milliseconds(call: Callable[..., Tensor], args: tuple[Any, ...], calls: int = 10) -> float:
+    """What a call takes on the GPU, the least of three times `calls` in a row, after as many that are not timed."""
+    times = []
+    for _ in range(4):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(calls):
+            call(*args)
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end))
+    return min(times[1:]) / calls
 
 
 def expect(module: nn.Module, names: dict[nn.Module, str], *kinds: type[nn.Module]) -> nn.Module:

@@ -10,7 +10,7 @@ import torchvision
 from torch import nn
 
 import resnet_min
-from resnet_min import fusion, ops
+from resnet_min import fusion, ops, reference
 from resnet_min.errors import UserError
 from resnet_min.fusion import FusedConv, fuse
 from resnet_min.model import ARCH, resnet
@@ -227,6 +227,61 @@ def test_weights_are_reordered_once(net, monkeypatch):
     for _ in range(3):
         fused(images(40))
     assert len(made) == sum(isinstance(module, FusedConv) for module in fused.modules())
+
+
+@pytest.fixture
+def trials(monkeypatch):
+    """As on a GPU: cuDNN's part is the twin's, and what each takes is made up. The trials that there were."""
+    tried = []
+
+    def milliseconds(call, args):
+        tried.append((call, tuple(args[0].shape)))
+        theirs_wins = len(args[0]) > 2
+        return 1 if (call is fusion.cudnn_conv_bn_relu) == theirs_wins else 2
+
+    def theirs(*args):
+        return reference.conv_bn_relu(*args)
+
+    monkeypatch.setattr(fusion, "cudnn_fuses", lambda x, relu: relu)
+    monkeypatch.setattr(fusion, "cudnn_conv_bn_relu", theirs)
+    monkeypatch.setattr(fusion, "milliseconds", milliseconds)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    return tried
+
+
+def with_trials(fused):
+    """Its convolutions but for the first, which also tells how large a CPU's slices are to be."""
+    return [conv for name, conv in fused.named_modules() if isinstance(conv, FusedConv) and name != "conv1"]
+
+
+def test_a_trial_for_each_shape(net, trials):
+    fused = fuse(net)
+    for batch in (2, 3, 2, 3):
+        assert_same_logits(fused, net, images(batch))
+    relus = [conv for conv in with_trials(fused) if conv.relu]
+    assert len(trials) == len(relus) * 2 * 2 + 2 * 3  # of conv1 with a batch of 1, too
+    for conv in relus:
+        chosen = {shape[0]: call for (shape, _, _), call in conv._choices.items()}
+        assert chosen == {2: ops.conv_bn_relu, 3: fusion.cudnn_conv_bn_relu}
+    assert not any(conv._choices for conv in with_trials(copy.deepcopy(fused)))
+
+
+def test_no_trial_while_a_graph_is_captured(net, trials, monkeypatch):
+    fused = fuse(net)
+    fused(images(3))
+    done = len(trials)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    fused(images(3))  # what was found before is used
+    fused(images(4))
+    assert len(trials) == done and all(len(conv._choices) < 2 for conv in with_trials(fused))
+
+
+@pytest.mark.parametrize("how", ["cudnn", "torch"])
+def test_no_trial_where_results_must_repeat(net, trials, how, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", how == "cudnn")
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: how == "torch")
+    fuse(net)(images(3))
+    assert not trials
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])

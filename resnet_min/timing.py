@@ -1,0 +1,143 @@
+"""Times contenders that do the same work: in one process, window by window in turn, each checked before it is timed."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+WINDOWS = 7  # timed windows of each contender; figures are medians over them
+SECONDS = 0.2  # at least, each window
+
+Row = dict[str, Any]
+Call = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Contenders that do the same work. "ours" is one of them.
+
+    about        what tells the case from the table's others
+    units        what a call works through, such as images
+    contenders   name -> what makes the call to time
+    check        takes what each one's first call returned; raises AssertionError unless they agree
+    """
+
+    about: Row
+    units: int
+    contenders: dict[str, Callable[[], Call]]
+    check: Callable[[dict[str, Any]], None]
+
+
+def run(case: Case, device: torch.device) -> Iterator[Row]:
+    """A row for each contender, medians over the windows, each with its least and most.
+
+    per_second   units a second
+    ours_is      how many times that ours is, window against window
+    peak_mib     the most memory that it held during a call, with all that it needs for it but not the case's data
+    """
+    calls, first, peaks = {}, {}, {}
+    for name, make in case.contenders.items():
+        calls[name], first[name], peaks[name] = made(make, device)
+    case.check(first)
+    del first
+    rates = side_by_side(calls, device)
+    for name, values in rates.items():
+        ratios = [a / b for a, b in zip(rates["ours"], values, strict=True)]
+        row = {**case.about, "name": name}
+        for key, numbers in (("per_second", [v * case.units for v in values]), ("ours_is", ratios)):
+            row |= {key: statistics.median(numbers), f"{key}_min": min(numbers), f"{key}_max": max(numbers)}
+        yield row | {"peak_mib": peaks[name] / 2**20}
+
+
+def side_by_side(calls: dict[str, Call], device: torch.device) -> dict[str, list[float]]:
+    """Calls a second of each contender, in turn, so that a disturbance meets all alike.
+
+    A first call is not timed: it finds the memory and the caches that another contender left.
+    """
+
+    def window(call: Call, count: int) -> float:
+        call()
+        synchronize(device)
+        start = time.perf_counter()
+        for _ in range(count):
+            call()
+        synchronize(device)
+        return (time.perf_counter() - start) / count
+
+    counts = {name: max(1, round(SECONDS / window(call, 1))) for name, call in calls.items()}
+    rates: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(WINDOWS):
+        for name, call in calls.items():
+            rates[name].append(1 / window(call, counts[name]))
+    return rates
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device's queued work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+# ---- memory ----
+
+
+def made(make: Callable[[], Call], device: torch.device) -> tuple[Call, Any, int]:
+    """(the call, what its first call returned, the bytes that it held at most during its third).
+
+    Bytes that torch's allocator gave out since before `make`: on CUDA with what it keeps in reserve, for that is where
+    a CUDA graph's memory is. What oneDNN and cuDNN ask the system for does not show.
+    """
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_reserved(device)
+        call = make()
+        first = call()
+        call()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        call()
+        return call, first, torch.cuda.max_memory_reserved(device) - before
+
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        call = make()
+        first = call()
+        call()
+        with torch.profiler.record_function("the third call"):
+            call()
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder, "trace.json")
+        profile.export_chrome_trace(str(trace))
+        events = sorted(json.loads(trace.read_text())["traceEvents"], key=lambda event: event.get("ts", 0))
+    start = next(event["ts"] for event in events if event.get("name") == "the third call")
+    steps = [(event["ts"], event["args"]) for event in events if event.get("name") == "[memory]"]
+    if not steps:
+        return call, first, 0
+    before = steps[0][1]["Total Allocated"] - steps[0][1]["Bytes"]
+    held = [step["Total Allocated"] for ts, step in steps if ts < start][-1:]
+    return call, first, max(held + [step["Total Allocated"] for ts, step in steps if ts >= start]) - before
+
+
+# ---- what a figure needs beside it to mean something ----
+
+
+def hardware(device: torch.device) -> str:
+    """The device's own name, and of a CPU how many of its cores there are."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in reversed(lines))}
+    name = facts.get("model name", "unknown processor")
+    if "cpu family" in facts:  # a virtual machine's processor often has no name of its own
+        name += f" (family {facts['cpu family']}, model {facts['model']})"
+    bf16 = ", bf16" if {"avx512_bf16", "amx_bf16"} & set(facts.get("flags", "").split()) else ""
+    return f"{name}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}{bf16}"
