@@ -1,12 +1,14 @@
 #!/usr/bin/env python
-"""Evaluate a trained network: accuracy and loss, figures per class, the confusion matrix as a picture.
+"""Evaluate trained networks: accuracy, loss and calibration, figures per class, and pictures of them.
 
     python eval.py                                    the newest run's last checkpoint, on its own test images
-    python eval.py runs/resnet20-digits-1 --confusion
-    python eval.py model.pt --data FOLDER --json figures.json
+    python eval.py runs/resnet20-digits-1 --confusion --roc --reliability --worst 20
+    python eval.py runs/resnet18-1 runs/resnet18-plain-1         one table and one figure that compare them
+    python eval.py model.pt --data FOLDER --tta flip --json figures.json
 
 A checkpoint is all that is needed: it carries its options, classes, normalisation and weights. Recall, precision,
-specificity and F1 are one class against all others; a class that is absent or never predicted has "undefined" ones.
+specificity, F1 and AUC (by softmax probability) are one class against all others, and scikit-learn's; a class that is
+absent or never predicted has "undefined" ones. The expected calibration error is over 15 bins of confidence.
 """
 
 from __future__ import annotations
@@ -19,16 +21,26 @@ from typing import TYPE_CHECKING, Any
 from resnet_min.errors import UserError, run_script
 
 if TYPE_CHECKING:  # torch is imported where it is used, so that --help is quick
-    from resnet_min.config import Config
     from resnet_min.data import Split
+    from resnet_min.metrics import Report
+
+MOST_WORST = 100  # mistakes that one picture shows legibly
 
 
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("checkpoint", nargs="?", metavar="CKPT", help="checkpoint or run folder (default: newest run)")
+    parser.add_argument(
+        "checkpoints", nargs="*", metavar="CKPT", help="checkpoints or run folders (default: newest run)"
+    )
     parser.add_argument("--confusion", action="store_true", help="draw the confusion matrix")
+    parser.add_argument("--roc", action="store_true", help="draw the ROC curve of each class against the rest")
+    parser.add_argument(
+        "--reliability", action="store_true", help="draw how often predictions of a confidence are right"
+    )
+    parser.add_argument("--worst", type=int, metavar="N", help="draw the N mistakes it was most confident of")
+    parser.add_argument("--tta", choices=("flip",), help="mean logits of each image and its mirror image")
     parser.add_argument("--data", help="evaluate on this data set, of the same classes (default: the run's own)")
     parser.add_argument("--data-dir", help="where named data sets are (default: the run's own)")
     parser.add_argument("--cache-dir", help="where decoded images are kept (default: the run's own)")
@@ -40,87 +52,150 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--amp", choices=("auto", "bf16", "off"), help="bf16 autocast (default: as in training)")
     parser.add_argument("--kernels", choices=("auto", "extension", "reference"), default="auto", help="(default: auto)")
     parser.add_argument("--json", metavar="FILE", help="write every figure to this file")
-    parser.add_argument("--out", metavar="DIR", help="folder of the pictures (default: beside the checkpoint)")
+    parser.add_argument(
+        "--out", metavar="DIR", help="folder of the pictures (default: beside each checkpoint, and a comparison here)"
+    )
     return parser
 
 
-def load_split(config: Config, classes: list[str], args: argparse.Namespace) -> tuple[str, Split]:
-    """(source, images and labels) to evaluate on. Raises UserError where the classes are not those trained on."""
-    from resnet_min import data
-
-    dataset = data.load(
-        args.data or config.data,
-        data_dir=args.data_dir or config.data_dir,
-        cache_dir=args.cache_dir or config.cache_dir,
-        image_size=config.image_size,
-        val_size=config.val_size if args.split == "val" else 0,  # the test images are the same either way
-        seed=config.seed,
-    )
-    if list(dataset.classes) != list(classes):
-        raise UserError(
-            f"the classes of {dataset.source} are not those trained on: it has {_some(dataset.classes)}; "
-            f"the checkpoint has {_some(classes)}"
-        )
-    split = getattr(dataset, args.split)
-    if split is None:
-        raise UserError(f"{dataset.source} has no validation images: the run held none out, and there is no val/")
-    return dataset.source, split
-
-
-def _some(names: list[str]) -> str:
-    return f"{len(names)} ({', '.join(names[:12])}{', …' if len(names) > 12 else ''})"
-
-
-def evaluate(path: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Evaluate one checkpoint as `args` say, print its figures, draw what is asked, and return the figures."""
+def evaluate(path: Path, name: str, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Evaluate one checkpoint as `args` say: print and return its figures, draw what is asked into `folder`."""
     import torch
 
     from resnet_min import checkpoint, engine, metrics, ops
     from resnet_min.augment import Batches
-    from resnet_min.model import count_parameters
+    from resnet_min.evaluation import FlipAverage, load_split, predict
+    from resnet_min.model import count_macs, count_parameters
 
     model, saved = checkpoint.load_model(path)
     config, classes = checkpoint.config_of(saved), saved["classes"]
     where = engine.hardware(args.device, args.amp or config.amp)
-    name = f"{config.arch}{', plain' if config.plain else ''}"
-    print(f"model: {name}, {config.stem} stem: {count_parameters(model):,} parameters, epoch {saved['epoch']}")
-    source, split = load_split(config, classes, args)
+    net = f"{config.arch}{', plain' if config.plain else ''}"
+    parameters = count_parameters(model)
+    print(f"model: {net}, {config.stem} stem: {parameters:,} parameters, epoch {saved['epoch']}")
+    source, split = load_split(
+        config, classes, source=args.data, data_dir=args.data_dir, cache_dir=args.cache_dir, split=args.split
+    )
     print(f"data: {source}: {len(split):,} {args.split} images; {len(classes)} classes")
     print(f"device: {where}{', channels_last' if config.channels_last else ''}")
     print(ops.backend_line(where.device), flush=True)
 
     model.to(where.device, memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
+    macs = count_macs(model, tuple(split.images.shape[1:3]))
     batches = Batches(
         split, batch_size=args.batch_size, mean=saved["mean"], std=saved["std"], device=where.device, dtype=where.dtype
     )
-    loss, _, logits = engine.evaluate(model, batches.ordered(), where)
+    loss, logits, speed = predict(FlipAverage(model) if args.tta else model, batches, where)
     report = metrics.report(split.labels, logits, classes)
-    print(f"\n{metrics.table(report)}\n")
+    print("", metrics.table(report), *(f"{kind}: {what}" for kind, what in metrics.AVERAGES.items()), sep="\n")
     right, total = int(report.confusion.trace()), int(report.confusion.sum())
     top5 = "" if report.top5 is None else f", top-5 {report.top5:.2f}%"
-    print(f"{args.split} accuracy {report.accuracy:.2f}% ({right:,} of {total:,}){top5}, loss {loss:.4f}")
-    if args.confusion:
-        from resnet_min import plots
+    views = ", each and its mirror image" if args.tta else ""
+    print(
+        f"\n{args.split} accuracy {report.accuracy:.2f}% ({right:,} of {total:,}{views}){top5}, loss {loss:.4f}, "
+        f"expected calibration error {report.calibration.error:.2f}%, {speed:,.0f} images/s"
+    )
+    if args.tta and config.flip == 0:
+        print("note: this network was trained without flips, so mirror images are strange to it")
+    title = f"{net} on {Path(source).name}: {report.accuracy:.2f}% of {total:,} {args.split} images right"
+    draw(report, split, logits, folder, "" if path.stem == "last" else f"{path.stem}-", title, args)
+    return {
+        "checkpoint": str(path), "name": name, "data": source, "split": args.split, "tta": args.tta, "loss": loss,
+        "parameters": parameters, "macs": macs, "images_per_second": speed, **metrics.as_dict(report),
+    }  # fmt: skip
 
-        picture = (Path(args.out) if args.out else path.parent) / "confusion.png"
-        title = f"{name} on {Path(source).name}: {report.accuracy:.2f}% of {total:,} {args.split} images right"
-        plots.confusion(report.confusion, classes, picture, title=title)
+
+def draw(
+    report: Report, split: Split, logits: Any, folder: Path, prefix: str, title: str, args: argparse.Namespace
+) -> None:
+    """Draw what `args` ask for. `prefix` begins the files' names."""
+    if not (args.confusion or args.roc or args.reliability or args.worst):
+        return
+    from resnet_min import metrics, pictures, plots
+
+    probabilities, labels = metrics.softmax(logits), split.labels.numpy()
+    if args.confusion:
+        picture = folder / f"{prefix}confusion.png"
+        plots.confusion(report.confusion, report.classes, picture, title=title)
         print(f"confusion matrix: {picture}")
-    return {"checkpoint": str(path), "data": source, "split": args.split, "loss": loss, **metrics.as_dict(report)}
+    if args.roc:
+        picture = folder / f"{prefix}roc.png"
+        plots.roc(report, labels, probabilities, picture, title=title)
+        print(f"ROC curves: {picture}")
+    if args.reliability:
+        picture = folder / f"{prefix}reliability.png"
+        plots.reliability(report.calibration, picture, title=title)
+        print(f"reliability diagram: {picture}")
+    if args.worst:
+        picture = folder / f"{prefix}worst.png"
+        predicted = probabilities.argmax(axis=1)
+        worst = metrics.worst(labels, probabilities, args.worst)
+        if not len(worst):
+            print("no mistakes, so no picture of them")
+            return
+        captions = [
+            f"{plots.shorten(report.classes[labels[i]])} →\n"
+            f"{plots.shorten(report.classes[predicted[i]], 14)} {100 * probabilities[i, predicted[i]]:.1f}%"
+            for i in worst.tolist()
+        ]
+        title += "\nthe mistakes it was most confident of: true class → predicted class, its probability"
+        pictures.images(split.images[worst], captions, picture, title=title)
+        fewer = f" (all {len(worst)} there are)" if len(worst) < args.worst else ""
+        print(f"most confident mistakes: {picture}{fewer}")
+
+
+def compare(results: list[dict[str, Any]], picture: Path) -> None:
+    """One table and one figure of several checkpoints' figures."""
+    from resnet_min import plots
+
+    sources = {figures["data"] for figures in results}
+    rows = {
+        figures["name"] + (f" on {Path(figures['data']).name}" if len(sources) > 1 else ""): figures
+        for figures in results
+    }
+    columns = ("accuracy", "loss", "calibration error", "macro AUC", "parameters", "MACs", "images/s")
+    width = max(map(len, rows))
+    print(f"\n{'network':{width}}" + "".join(f"  {column:>{max(9, len(column))}}" for column in columns))
+    for label, row in rows.items():
+        auc = row["macro"]["auc"]
+        cells = (
+            f"{row['accuracy']:.2f}%", f"{row['loss']:.4f}", f"{row['calibration_error']:.2f}%",
+            "undefined" if auc is None else f"{auc:.4f}", f"{row['parameters']:,}", f"{row['macs'] / 1e6:,.1f}M",
+            f"{row['images_per_second']:,.0f}",
+        )  # fmt: skip
+        shown = (f"  {cell:>{max(9, len(column))}}" for cell, column in zip(cells, columns, strict=True))
+        print(f"{label:{width}}" + "".join(shown))
+    if len(sources) > 1:
+        print("their images differ, so their accuracies do not compare")
+    split, where = results[0]["split"], Path(results[0]["data"]).name if len(sources) == 1 else "its own data"
+    title = f"{len(results)} networks, each on the {split} images of {where}"
+    plots.comparison(rows, picture, title=title)
+    print(f"comparison: {picture}")
 
 
 def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     if args.batch_size < 1:
         raise UserError(f"--batch-size must be at least 1; got {args.batch_size}")
+    if args.worst is not None and not 1 <= args.worst <= MOST_WORST:
+        raise UserError(f"--worst draws 1 to {MOST_WORST} images; got {args.worst}")
 
-    from resnet_min import checkpoint, ops
+    from resnet_min import checkpoint, ops, run
 
     ops.set_backend(args.kernels)
-    path = checkpoint.find(args.checkpoint)
-    print(f"checkpoint: {path}{' (the newest run)' if args.checkpoint is None else ''}")
-    figures = evaluate(path, args)
+    paths = list(dict.fromkeys(checkpoint.find(name) for name in args.checkpoints or [None]))
+    names = run.names([path.parent if path.name == "last.pt" else path for path in paths])
+    results = []
+    for path, name in zip(paths, names, strict=True):
+        print(("\n" if results else "") + f"checkpoint: {path}{'' if args.checkpoints else ' (the newest run)'}")
+        folder = Path(args.out) if args.out else path.parent
+        if args.out and len(paths) > 1:  # a folder each
+            folder /= name.strip("/").replace("/", "-")
+        results.append(evaluate(path, name, folder, args))
+    if len(results) > 1:
+        compare(results, Path(args.out or "", "comparison.png"))
     if args.json:
+        figures = results if len(results) > 1 else results[0]
         Path(args.json).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
         print(f"figures: {args.json}")
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,27 +70,24 @@ def draw_filters(model: nn.Module, name: str, path: Path) -> None:
     """Draw the filters of the convolution called `name`."""
     from torch import nn
 
-    from resnet_min import plots
+    from resnet_min import pictures
 
     module = find_layer(model, name)
     if not isinstance(module, nn.Conv2d):
         inside = sorted(f"{name}.{child}" for child, part in module.named_modules() if isinstance(part, nn.Conv2d))
         hint = f"inside it are {', '.join(inside[:4])}" if inside else "--layer takes a convolution, such as conv1"
         raise UserError(f"{name} is a {type(module).__name__} and has no filters; {hint}")
-    cut = plots.filters(module.weight.detach().float(), path, layer=name)
+    cut = pictures.filters(module.weight.detach().float(), path, layer=name)
     print(f"filters: {path}" + (f" (shown: {cut})" if cut else ""))
 
 
-def draw_curves(runs: list[str], path: Path) -> None:
+def draw_curves(names: list[str], path: Path) -> None:
     """Draw the curves of runs over each other: folders, or files in them."""
-    from resnet_min import metrics, plots
+    from resnet_min import metrics, plots, run
 
-    folders = [Path(run) if Path(run).is_dir() else Path(run).parent for run in runs]
-    rows = [metrics.read_rows(run) for run in runs]
-    names = [Path(os.path.abspath(folder)).name for folder in folders]
-    if len(set(names)) < len(names):  # runs of the same name in several places
-        names = [str(folder) for folder in folders]
-    plots.curves(dict(zip(names, rows, strict=True)), path)
+    folders = [Path(name) if Path(name).is_dir() else Path(name).parent for name in names]
+    rows = [metrics.read_rows(name) for name in names]
+    plots.curves(dict(zip(run.names(folders), rows, strict=True)), path)
     print(f"curves: {path}")
 
 

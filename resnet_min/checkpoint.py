@@ -143,8 +143,13 @@ def load_weights(model: nn.Module, checkpoint: dict[str, Any], path: str | Path 
 
 
 def load_model(path: str | Path) -> tuple[ResNet, dict[str, Any]]:
-    """(model in eval mode on the CPU, checkpoint) of a checkpoint file or a run folder (its `last.pt`)."""
+    """(model in eval mode on the CPU, checkpoint) of a checkpoint file or a run folder (its `last.pt`).
+
+    Raises UserError, besides what `load` does, for a model that counts a crowd: it is no classifier.
+    """
     checkpoint = load(path)
+    if checkpoint["config"].get("task") == "crowd":
+        raise UserError(f"{path} counts crowds; wanted a checkpoint of a classifier")
     model = from_config(config_of(checkpoint), len(checkpoint["classes"]))
     load_weights(model, checkpoint, path)
     return model.eval(), checkpoint

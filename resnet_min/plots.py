@@ -1,4 +1,4 @@
-"""Pictures: curves of runs, filters of a layer, confusion matrices. Each function writes one file.
+"""Figures of runs and evaluations: curves, confusion matrices, ROC curves. Each function writes one file.
 
 Drawn through matplotlib's objects (no pyplot): nothing global is touched, no display is needed.
 """
@@ -19,17 +19,17 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from .errors import UserError
+from .metrics import Calibration, Report
 
 # Okabe and Ito's colours, told apart with any kind of colour vision; their yellow is too faint for lines on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v")  # each seven runs share one
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
 DPI = 110
-MOST_FILTERS, MOST_INPUTS = 64, 4  # of one picture; RGB is 3
-GAP = 2  # pixels of a mosaic between two filters
+MOST_CURVES = 10  # of classes, each in its own colour
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     """An empty figure, in inches, whose layout keeps labels apart."""
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
@@ -37,7 +37,7 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _save(figure: Figure, path: str | Path) -> None:
+def save(figure: Figure, path: str | Path) -> None:
     path = Path(path)
     kind = path.suffix[1:].lower() or "png"
     if kind not in figure.canvas.get_supported_filetypes():
@@ -47,9 +47,13 @@ def _save(figure: Figure, path: str | Path) -> None:
         figure.savefig(file, format=kind)
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text that matplotlib shows as it is: it reads $…$ as mathematics and leaves _names out of legends."""
     return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
+
+
+def shorten(name: str, most: int = 16) -> str:
+    return name if len(name) <= most else name[: most - 1] + "…"
 
 
 def curves(runs: Mapping[str, Sequence[Mapping[str, float]]], path: str | Path) -> None:
@@ -60,7 +64,7 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, float]]], path: str | Path) 
     these, the test curve is dotted, or a star where the test set was looked at once.
     Raises UserError for a path that does not end in .png, .pdf or .svg, OSError where it cannot be written.
     """
-    figure = _figure(11, 4.6)
+    figure = new_figure(11, 4.6)
     loss, accuracy = figure.subplots(1, 2)
     entries, styles = [], {}
     for number, (label, rows) in enumerate(runs.items()):
@@ -99,89 +103,14 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, float]]], path: str | Path) 
     figure.legend(handles=entries, loc="outside lower left", ncols=columns, frameon=False)
     # What the line styles mean, where they leave room for it.
     loss.legend(handles=[Line2D([], [], color="0.3", label=SPLITS[split], **style) for split, style in styles.items()])
-    _save(figure, path)
+    save(figure, path)
 
 
 def _ending(label: str, rows: Sequence[Mapping[str, float]]) -> str:
     """A run's name with its last accuracies, for a legend."""
     last = rows[-1] if rows else {}
     figures = [f"{split} {last[f'{split}_accuracy']:.1f}%" for split in SPLITS if f"{split}_accuracy" in last]
-    return _plain(f"{label}: {', '.join(figures)}" if figures else label)
-
-
-def filters(weight: Any, path: str | Path, *, layer: str) -> str:
-    """The filters of one convolution, and what was left out of the picture ("" for nothing).
-
-    weight: float [outputs, inputs, kh, kw], an array or a CPU tensor. Each panel shows one input channel of every
-    filter, in colours symmetric about zero with one scale for all panels; with three inputs a further panel shows them
-    fused as RGB. A filter's number is its row's label plus its column's.
-    Raises UserError where `weight` is not a convolution's.
-    """
-    weight = np.asarray(weight, dtype=np.float64)
-    if weight.ndim != 4:
-        raise UserError(f"{layer} has no filters to draw: its weight is {list(weight.shape)}, wanted [out, in, h, w]")
-    outputs, inputs, height, width = weight.shape
-    shown = weight[:MOST_FILTERS, :MOST_INPUTS]
-    finite = np.abs(weight[np.isfinite(weight)])
-    limit = finite.max() if finite.size and finite.max() > 0 else 1.0
-    fused = inputs == 3
-    names = [f"{colour} channel" for colour in ("red", "green", "blue")]
-    if not fused:
-        names = [f"input channel {channel}" for channel in range(shown.shape[1])]
-    columns = math.ceil(math.sqrt(len(shown)))
-    rows = math.ceil(len(shown) / columns)
-
-    panels = len(names) + fused
-    size = 3.3 if panels > 2 else 4.5
-    figure = _figure(panels * size + 1.1, size * rows / columns * height / width + 1.1)
-    grid = figure.subplots(1, panels, squeeze=False)[0]
-    for index, (axes, name) in enumerate(zip(grid, names, strict=False)):
-        picture = axes.imshow(_mosaic(shown[:, index], columns), "RdBu_r", Normalize(-limit, limit))
-        axes.set_title(name, fontsize=10)
-    # The scale belongs to the signed panels, not to the fused one.
-    figure.colorbar(picture, ax=list(grid[: len(names)]), label="weight", aspect=30, shrink=0.8)
-    if fused:
-        scale = np.abs(shown).max(axis=(1, 2, 3), keepdims=True)
-        colours = 0.5 + 0.5 * shown / np.where(scale > 0, scale, 1)
-        mosaic = np.stack([_mosaic(colours[:, channel], columns) for channel in range(3)], axis=-1)
-        grid[3].imshow(np.nan_to_num(mosaic, nan=1.0))
-        grid[3].set_title("as RGB: grey is zero, each filter\nscaled by its own largest weight", fontsize=10)
-    pitch_y, pitch_x = (_zoom(shown) * side + GAP for side in (height, width))
-    for axes in grid:
-        axes.set_facecolor("0.8")  # shows through the gaps, which are NaN
-        axes.set_xticks([GAP + pitch_x * (i + 0.5) for i in range(columns)], range(columns), fontsize=7)
-        axes.set_yticks([GAP + pitch_y * (i + 0.5) for i in range(rows)], range(0, rows * columns, columns), fontsize=7)
-        axes.tick_params(length=0)
-        for spine in axes.spines.values():
-            spine.set_visible(False)
-    cuts = []
-    if len(shown) < outputs:
-        cuts.append(f"the first {len(shown)} of {outputs} filters")
-    if shown.shape[1] < inputs:
-        cuts.append(f"the first {shown.shape[1]} of {inputs} input channels")
-    cut = " and ".join(cuts)
-    title = f"{layer}: {outputs} filters of {inputs}×{height}×{width}" + (f" (shown: {cut})" if cut else "")
-    figure.suptitle(title, fontsize=11)
-    figure.supxlabel("number of a filter = row + column", fontsize=8)
-    _save(figure, path)
-    return cut
-
-
-def _zoom(filters: np.ndarray) -> int:
-    """Pixels of a mosaic for one weight: enough that a gap stays thin beside a 1×1 filter."""
-    return max(1, math.ceil(24 / max(filters.shape[-2:])))
-
-
-def _mosaic(filters: np.ndarray, columns: int) -> np.ndarray:
-    """[N, h, w] -> one image, row by row, the gaps NaN."""
-    zoom = _zoom(filters)
-    count, height, width = filters.shape
-    pitch_y, pitch_x = zoom * height + GAP, zoom * width + GAP
-    mosaic = np.full((GAP + pitch_y * math.ceil(count / columns), GAP + pitch_x * columns), np.nan)
-    for index, one in enumerate(filters):
-        top, left = GAP + pitch_y * (index // columns), GAP + pitch_x * (index % columns)
-        mosaic[top : top + zoom * height, left : left + zoom * width] = np.kron(one, np.ones((zoom, zoom)))
-    return mosaic
+    return plain(f"{label}: {', '.join(figures)}" if figures else label)
 
 
 def confusion(matrix: Any, classes: Sequence[str], path: str | Path, *, title: str) -> None:
@@ -195,13 +124,13 @@ def confusion(matrix: Any, classes: Sequence[str], path: str | Path, *, title: s
     totals = matrix.sum(axis=1, keepdims=True)
     shares = np.divide(100 * matrix, totals, out=np.full(matrix.shape, np.nan), where=totals > 0)
     side = min(max(3.6, 1.2 + 0.46 * count), 12)
-    figure = _figure(2 * side + 2.4, side + 0.3)
+    figure = new_figure(2 * side + 2.4, side + 0.3)
     left, right = figure.subplots(1, 2)
     _heat(left, matrix.astype(float), classes, "images", max(1, int(matrix.max())), ",.0f")
     _heat(right, shares, classes, "% of the true class", 100, ".1f")
     right.set_facecolor("0.85")
-    figure.suptitle(_plain(title), fontsize=12)
-    _save(figure, path)
+    figure.suptitle(plain(title), fontsize=12)
+    save(figure, path)
 
 
 def _heat(axes: Axes, values: np.ndarray, classes: Sequence[str], title: str, top: float, form: str) -> None:
@@ -211,7 +140,7 @@ def _heat(axes: Axes, values: np.ndarray, classes: Sequence[str], title: str, to
     axes.set_title(title, fontsize=11)
     step = max(1, math.ceil(len(classes) / 50))
     ticks = range(0, len(classes), step)
-    names = [_plain(name if len(name) <= 16 else name[:15] + "…") for name in classes[::step]]
+    names = [plain(shorten(name)) for name in classes[::step]]
     crowded = len(classes) > 25
     slant = {"rotation": 90} if crowded else {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
     axes.set_xticks(ticks, names, fontsize=6 if crowded else 9, **slant)
@@ -224,3 +153,100 @@ def _heat(axes: Axes, values: np.ndarray, classes: Sequence[str], title: str, to
         text = "–" if np.isnan(value) else "0" if value == 0 else format(value, form)
         colour = "white" if value > 0.7 * top else "0.5" if value == 0 else "black"
         axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
+
+
+def roc(report: Report, labels: Any, probabilities: Any, path: str | Path, *, title: str) -> None:
+    """ROC curves, each class against the rest and all decisions at once (micro), whole and the upper left corner.
+
+    labels: int [N]; probabilities: float [N, C], the scores that images are ranked by; report: of the same predictions.
+    With more than MOST_CURVES classes, the five of the lowest AUC are in colour, the others grey.
+    """
+    from sklearn.metrics import roc_curve
+
+    labels, probabilities = np.asarray(labels), np.asarray(probabilities)
+    is_class = labels[:, None] == np.arange(len(report.classes))
+    order = np.argsort(report.auc)  # undefined ones are NaN, and last
+    named = set(range(len(order)) if len(order) <= MOST_CURVES else order[:5].tolist())
+    figure = new_figure(12.5, 5)
+    whole, corner = figure.subplots(1, 2)
+    handles: list[Line2D] = []
+    for index, (name, area) in enumerate(zip(report.classes, report.auc, strict=True)):
+        colour, dashes = "0.8", "-"
+        if index in named:
+            colour, dashes = COLOURS[len(handles) % 6], "-" if len(handles) < 6 else "--"  # black is the average's
+            said = "undefined" if np.isnan(area) else f"{area:.4f}"
+            handles.append(Line2D([], [], color=colour, linestyle=dashes, label=plain(f"{shorten(name)}: {said}")))
+        if not np.isnan(area):
+            x, y, _ = roc_curve(is_class[:, index], probabilities[:, index])
+            for axes in (whole, corner):
+                axes.plot(x, y, color=colour, linestyle=dashes, linewidth=1.4, zorder=2 + (index in named))
+    if len(named) < len(order):
+        handles.append(Line2D([], [], color="0.8", label="the other classes"))
+    if not np.isnan(report.auc_micro):
+        x, y, _ = roc_curve(is_class.ravel(), probabilities.ravel())
+        for axes in (whole, corner):
+            (line,) = axes.plot(x, y, color="black", linewidth=2.4, linestyle=(0, (1, 1)), zorder=4)
+        line.set_label(f"micro average: {report.auc_micro:.4f}")
+        handles.append(line)
+    for axes, limits in ((whole, (0, 1)), (corner, (0, 0.2))):
+        (chance,) = axes.plot([0, 1], [0, 1], color="0.5", linewidth=0.8, linestyle="--", label="chance: 0.5")
+        axes.set(xlim=limits, ylim=(0, 1.005) if axes is whole else (0.8, 1.001), xlabel="false positive rate")
+        axes.grid(color="0.9")
+        axes.spines[["top", "right"]].set_visible(False)
+    whole.set_ylabel("true positive rate")
+    corner.set_title("the upper left corner", fontsize=10)
+    figure.legend(handles=[*handles, chance], loc="outside right center", frameon=False, title="area under the curve")
+    figure.suptitle(plain(title), fontsize=12)
+    save(figure, path)
+
+
+def reliability(calibration: Calibration, path: str | Path, *, title: str) -> None:
+    """A reliability diagram: above, the share of the predictions of a confidence that is right; below, how many."""
+    figure = new_figure(6, 6.4)
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    bins = len(calibration.images)
+    middle, full = (np.arange(bins) + 0.5) / bins, calibration.images > 0
+    accuracy, confidence = calibration.accuracy[full], calibration.confidence[full]
+    style = {"width": 0.92 / bins, "zorder": 2}
+    above.bar(middle[full], accuracy, color=COLOURS[0], label="accuracy", **style)
+    above.bar(
+        middle[full], confidence - accuracy, bottom=accuracy, color="none", edgecolor=COLOURS[1], hatch="///",
+        label="gap to the mean confidence", **style,
+    )  # fmt: skip
+    above.plot([0, 1], [0, 1], color="0.3", linestyle="--", linewidth=1, zorder=3, label="perfectly calibrated")
+    above.set(ylabel="share that is right", xlim=(0, 1), ylim=(0, 1))
+    above.legend(loc="upper left")
+    below.bar(middle, 100 * calibration.images / calibration.images.sum(), color="0.5", **style)
+    below.set(xlabel="confidence: the highest probability", ylabel="% of images")
+    for axes in (above, below):
+        axes.grid(color="0.9")
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(plain(f"{title}\nexpected calibration error {calibration.error:.2f}%"), fontsize=11)
+    save(figure, path)
+
+
+def comparison(rows: Mapping[str, Mapping[str, float]], path: str | Path, *, title: str) -> None:
+    """Several networks side by side, a bar each: rows are label -> accuracy, parameters, macs, images_per_second."""
+    panels = {
+        "accuracy": ("accuracy (%)", 1, ".2f"),
+        "parameters": ("parameters (millions)", 1e6, ".2f"),
+        "macs": ("MACs an image (millions)", 1e6, ",.1f"),
+        "images_per_second": ("images/s", 1, ",.0f"),
+    }
+    figure = new_figure(13, 1.5 + 0.42 * len(rows))
+    grid = figure.subplots(1, len(panels), sharey=True)
+    place = range(len(rows))
+    for axes, (key, (what, unit, form)) in zip(grid, panels.items(), strict=True):
+        values = [row[key] / unit for row in rows.values()]
+        axes.barh(place, values, color=COLOURS[0], height=0.7)
+        for y, value in zip(place, values, strict=True):
+            axes.text(value, y, f" {value:{form}}", va="center", fontsize=9)
+        axes.set_xlim(0, 1.35 * max(values) or 1)  # room for the numbers
+        axes.set_title(what, fontsize=10)
+        axes.set_xticks([])
+        axes.tick_params(length=0)
+        axes.spines[["top", "right", "bottom"]].set_visible(False)
+    grid[0].set_yticks(place, [plain(label) for label in rows])
+    grid[0].invert_yaxis()
+    figure.suptitle(plain(title), fontsize=12)
+    save(figure, path)

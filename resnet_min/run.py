@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,13 @@ class Run:
         for name, lines in (("metrics.jsonl", [row]), ("steps.jsonl", steps)):
             with open(self.folder / name, "a") as file:
                 file.writelines(json.dumps(line) + "\n" for line in lines)
+
+
+def names(runs: Sequence[Path]) -> list[str]:
+    """What to call runs, or checkpoints that are not a run's `last.pt`, in tables and legends, each otherwise."""
+    places = [Path(os.path.abspath(run)) for run in runs]
+    short = [place.name if place.suffix != ".pt" else f"{place.parent.name}/{place.stem}" for place in places]
+    return short if len(set(short)) == len(short) else [str(run) for run in runs]
 
 
 def _next_free(stem: str) -> Path:

@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 import warnings
@@ -17,6 +18,7 @@ from PIL import Image
 from resnet_min import checkpoint
 from resnet_min.config import Config
 from resnet_min.errors import UserError
+from resnet_min.evaluation import FlipAverage
 from resnet_min.model import from_config
 
 script = importlib.import_module("eval")
@@ -88,6 +90,54 @@ def test_evaluates_a_run_and_draws(run, capsys):
     assert figures["split"] == "test" and figures["classes"]["red"]["recall"] == 100
 
 
+def test_every_picture(run, tmp_path, capsys):
+    change(run, mean=[0.0, 0.0, 9.0])  # "red" is taken for another colour
+    (run / "last.pt").rename(run / "best.pt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        script.main(
+            [str(run / "best.pt"), "--confusion", "--roc", "--reliability", "--worst", "9", "--out", str(tmp_path)]
+        )
+    text = capsys.readouterr().out
+    assert f"most confident mistakes: {tmp_path / 'best-worst.png'} (all 7 there are)" in text
+    for name in ("confusion", "roc", "reliability", "worst"):
+        assert Image.open(tmp_path / f"best-{name}.png").size[0] > 400
+
+
+def test_no_mistakes_no_picture(run, capsys):
+    script.main([str(run), "--worst", "3"])
+    assert "no mistakes, so no picture of them" in capsys.readouterr().out
+    assert not (run / "worst.png").exists()
+
+
+def test_several_checkpoints_are_compared(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    other = tmp_path / "runs" / "blind-1"
+    shutil.copytree(run, other)
+    change(other, mean=[0.0, 0.0, 9.0])
+    script.main([str(run), str(other), str(run), "--confusion", "--out", "pictures", "--json", "f.json"])
+    text = capsys.readouterr().out
+    rows = [line.split() for line in text[text.rindex("network ") :].splitlines()]
+    assert [row[:2] for row in rows[1:3]] == [["colours-1", "100.00%"], ["blind-1", "61.11%"]]
+    assert rows[1][5:7] == ["1,343", rows[2][6]]
+    assert Path("pictures/comparison.png").is_file() and Path("pictures/blind-1/confusion.png").is_file()
+    figures = json.loads(Path("f.json").read_text())
+    assert [f["name"] for f in figures] == ["colours-1", "blind-1"]
+    assert figures[0]["macs"] > 0 and figures[1]["classes"]["red"]["precision"] is None
+
+
+def test_test_time_flips_average_an_image_and_its_mirror(run, tmp_path, capsys):
+    script.main([str(run), "--tta", "flip"])
+    assert "(18 of 18, each and its mirror image)" in capsys.readouterr().out
+    change(run, config={**checkpoint.load(run)["config"], "flip": 0.0})
+    script.main([str(run), "--tta", "flip"])
+    assert "trained without flips" in capsys.readouterr().out
+    x, model = torch.randn(2, 3, 32, 32), checkpoint.load_model(run)[0]
+    both = FlipAverage(model)
+    torch.testing.assert_close(both(x), (model(x) + model(x.flip(-1))) / 2)
+    torch.testing.assert_close(both(x), both(x.flip(-1)))
+
+
 def test_the_checkpoint_decides_the_normalisation(run, capsys):
     change(run, mean=[0.0, 0.0, 9.0])  # "red" is far below the mean, so never the brightest
     script.main([str(run / "last.pt")])
@@ -114,9 +164,12 @@ def test_batch_size_and_backend_change_nothing(run, tmp_path, capsys):
         script.main([str(run), "--amp", "off", "--json", str(tmp_path / "f.json"), *options])
         figures.append(json.loads((tmp_path / "f.json").read_text()))
     assert (tmp_path / "new" / "confusion.png").is_file() and not (run / "confusion.png").exists()
-    losses = [figure.pop("loss") for figure in figures]
-    assert figures[0] == figures[1] == figures[2]
-    assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
+    for figure in figures:
+        del figure["images_per_second"]
+    rounded = [[figure.pop(key) for key in ("loss", "calibration_error")] for figure in figures]
+    bins = [figure.pop("calibration")["images"] for figure in figures]
+    assert figures[0] == figures[1] == figures[2] and bins[0] == bins[1] == bins[2]
+    assert rounded == [pytest.approx(rounded[0], rel=1e-5)] * 3
 
 
 def test_another_data_set_of_the_same_classes(run, tmp_path, capsys):
@@ -142,6 +195,7 @@ def test_refusals(run, tmp_path):
     cases = [
         (["--split", "val"], "no validation images"),
         (["--batch-size", "0"], "at least 1"),
+        (["--worst", "0"], "--worst draws 1 to 100 images; got 0"),
         (["--device", "abacus"], "abacus"),
         (["--data", str(tmp_path / "nothing")], "nothing"),
     ]
@@ -183,6 +237,10 @@ def spoil_foreign(path):
     torch.save({"state_dict": {}}, path)
 
 
+def spoil_crowd(path):
+    change(path.parent, config={**checkpoint.load(path)["config"], "task": "crowd"})
+
+
 def spoil_arch(path):
     config = {**checkpoint.load(path)["config"], "arch": "resnet18", "widths": None, "blocks": None}
     change(path.parent, config=config)
@@ -195,6 +253,7 @@ SPOILERS = {
     spoil_code: "is refused",
     spoil_bare_pickle: "is refused",
     spoil_foreign: "not a checkpoint of this project",
+    spoil_crowd: "counts crowds",
     spoil_arch: "another architecture",
 }
 

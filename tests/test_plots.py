@@ -2,12 +2,10 @@ import warnings
 
 import numpy as np
 import pytest
-import torch
+from conftest import check_legible
 from matplotlib.colors import to_hex
-from matplotlib.text import Text
-from PIL import Image
 
-from resnet_min import plots
+from resnet_min import metrics, plots
 from resnet_min.errors import UserError
 
 
@@ -16,38 +14,6 @@ def no_warnings():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         yield
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures that were drawn, in order."""
-    figures, save = [], plots._save
-    monkeypatch.setattr(plots, "_save", lambda figure, path: (figures.append(figure), save(figure, path)))
-    return figures
-
-
-def check_legible(figure, path, most_bytes=400_000):
-    """Every text is inside the picture and on no other text (slanted ones are not compared); the file is small."""
-    with Image.open(path) as image:
-        size = np.array(image.size)
-    beyond = set()  # the labels of ticks beyond an axis' limits are never drawn
-    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
-        low, high = sorted(axis.get_view_interval())
-        for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks()):
-            if not low <= tick.get_loc() <= high:
-                beyond |= {tick.label1, tick.label2}
-    texts = [t for t in figure.findobj(Text) if t.get_visible() and t.get_text().strip() and t not in beyond]
-    boxes = np.array([text.get_window_extent().get_points() for text in texts])  # [N, low or high, x or y]
-    names = [text.get_text() for text in texts]
-    assert names
-    outside = [names[i] for i in np.flatnonzero((boxes[:, 0] < -1).any(1) | (boxes[:, 1] > size + 1).any(1))]
-    assert not outside
-    level = np.array([text.get_rotation() in (0, 90) for text in texts])
-    low, high = boxes[level, 0] + 1, boxes[level, 1] - 1
-    on = (low[:, None] < high[None]).all(2) & (low[None] < high[:, None]).all(2)
-    names = [name for name, is_level in zip(names, level, strict=True) if is_level]
-    assert not [(names[i], names[j]) for i, j in zip(*np.nonzero(np.triu(on, 1)), strict=True)]
-    assert path.stat().st_size < most_bytes
 
 
 def rows(epochs, val=False, level=0.0):
@@ -98,50 +64,48 @@ def test_a_test_set_looked_at_once_is_a_star(tmp_path, drawn):
     assert (star.get_marker(), list(star.get_xdata())) == ("*", [12])
 
 
-def test_filters_of_an_rgb_layer(tmp_path, drawn):
-    weight = torch.randn(10, 3, 3, 3)
-    weight[3, 1, 0, 2] = -5.0
-    weight[7] = 0
-    assert plots.filters(weight, tmp_path / "f.png", layer="conv1") == ""
-    *signed, fused, bar = (axes for axes in drawn[0].axes)
-    fused, bar = (fused, bar) if fused.get_title().startswith("as RGB") else (bar, fused)
-    assert [axes.get_title() for axes in signed] == ["red channel", "green channel", "blue channel"]
-    for axes in signed:
-        assert axes.images[0].get_clim() == (-5, 5)
-    zoom, pitch = 8, 3 * 8 + plots.GAP
-    top, left = plots.GAP, plots.GAP + 3 * pitch  # filter 3 of 4 columns
-    green = np.asarray(signed[1].images[0].get_array())
-    np.testing.assert_allclose(green[top, left : left + 3 * zoom : zoom], weight[3, 1, 0])
-    colours = np.asarray(fused.images[0].get_array())
-    assert colours[top, left + 2 * zoom, 1] == 0  # the most negative weight of its filter
-    np.testing.assert_allclose(colours[top, left + 2 * zoom], 0.5 + weight[3, :, 0, 2] / 10, rtol=1e-6)
-    assert (colours[plots.GAP + pitch, plots.GAP + 3 * pitch] == 0.5).all()  # a filter of zeros is grey
-    first = colours[plots.GAP : plots.GAP + 3 * zoom, plots.GAP : plots.GAP + 3 * zoom]
-    assert np.abs(first - 0.5).max() == 0.5  # each filter has its own scale
-    assert "each filter\nscaled by its own largest weight" in fused.get_title()
-    assert bar.get_ylabel() == "weight"
-    check_legible(drawn[0], tmp_path / "f.png")
+@pytest.mark.parametrize("classes", [2, 10, 40])
+def test_roc(tmp_path, drawn, classes):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, classes, 400)
+    labels[labels == 1] = 0  # absent
+    logits = rng.normal(size=(400, classes))
+    logits[np.arange(400), labels] += 2
+    names = [f"class {c}" + " of a long name" * (c == 0) for c in range(classes)]
+    report = metrics.report(labels, logits, names)
+    plots.roc(report, labels, metrics.softmax(logits), tmp_path / "roc.png", title="resnet20 on _$5_ bills")
+    said = [text.get_text() for text in drawn[0].legends[0].get_texts()]
+    assert said[-2].startswith("micro average: 0.")
+    if classes > 10:
+        assert len(said) == 5 + 3 and said[-3] == "the other classes"
+    else:
+        assert len(said) == classes + 2 and said[1] == "class 1: undefined"
+    drawable = 0 if classes == 2 else classes - 1  # of two classes, one is absent and the other everything
+    assert len(drawn[0].axes[0].lines) == drawable + 2  # micro, chance
+    check_legible(drawn[0], tmp_path / "roc.png")
 
 
-@pytest.mark.parametrize(
-    "shape, cut",
-    [
-        ((64, 3, 7, 7), ""),
-        ((16, 4, 3, 3), ""),
-        ((100, 5, 1, 1), "the first 64 of 100 filters and the first 4 of 5 input channels"),
-        ((8, 32, 3, 3), "the first 4 of 32 input channels"),
-        ((1, 1, 5, 3), ""),
-    ],
-)
-def test_filters_of_any_size_say_what_was_cut(tmp_path, drawn, shape, cut):
-    assert plots.filters(np.random.default_rng(0).normal(size=shape), tmp_path / "f.png", layer="layer1.0") == cut
-    assert cut in drawn[0].get_suptitle()
-    check_legible(drawn[0], tmp_path / "f.png")
+def test_reliability(tmp_path, drawn):
+    bins = metrics.calibrate(np.array([True, False, True, True]), np.array([0.3, 0.5, 1.0, 0.95]))
+    plots.reliability(bins, tmp_path / "r.png", title="resnet20 on digits: 75.00% of 4 test images right")
+    above, below = drawn[0].axes
+    heights = [bar.get_height() for bar in above.patches]
+    np.testing.assert_allclose(heights, [1, 0, 1, -0.7, 0.5, -0.025], atol=1e-12)
+    assert [bar.get_height() for bar in below.patches][-1] == 50
+    assert drawn[0].get_suptitle().endswith(f"expected calibration error {bins.error:.2f}%")
+    check_legible(drawn[0], tmp_path / "r.png")
 
 
-def test_filters_refuse_another_weight(tmp_path):
-    with pytest.raises(UserError, match="fc has no filters"):
-        plots.filters(torch.zeros(10, 64), tmp_path / "f.png", layer="fc")
+@pytest.mark.parametrize("count", [2, 12])
+def test_comparison(tmp_path, drawn, count):
+    row = {"accuracy": 90.0, "parameters": 269_722, "macs": 40_813_184, "images_per_second": 0.4}
+    rows = {f"runs/resnet20-cifar10-{i}": {**row, "accuracy": 100 - 9 * i} for i in range(count)}
+    rows["a-run-of-a-long-name-in-a-long-folder/best"] = {**row, "accuracy": 0.0, "macs": 4e10, "parameters": 58e6}
+    plots.comparison(rows, tmp_path / "c.png", title="networks")
+    numbers = [[text.get_text().strip() for text in axes.texts] for axes in drawn[0].axes]
+    assert [panel[0] for panel in numbers] == ["100.00", "0.27", "40.8", "0"]
+    assert [panel[-1] for panel in numbers] == ["0.00", "58.00", "40,000.0", "0"]
+    check_legible(drawn[0], tmp_path / "c.png")
 
 
 @pytest.mark.parametrize("classes", [2, 10, 25, 100])
