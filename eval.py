@@ -83,8 +83,9 @@ def evaluate(path: Path, name: str, folder: Path, args: argparse.Namespace) -> d
     model.to(where.device, memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
     macs = count_macs(model, tuple(split.images.shape[1:3]))
     batches = Batches(
-        split, batch_size=args.batch_size, mean=saved["mean"], std=saved["std"], device=where.device, dtype=where.dtype
-    )
+        split, batch_size=args.batch_size, mean=saved["mean"], std=saved["std"], resize=config.resize,
+        device=where.device, dtype=where.dtype,
+    )  # fmt: skip
     loss, logits, speed = predict(FlipAverage(model) if args.tta else model, batches, where)
     report = metrics.report(split.labels, logits, classes)
     print("", metrics.table(report), *(f"{kind}: {what}" for kind, what in metrics.AVERAGES.items()), sep="\n")

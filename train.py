@@ -62,15 +62,28 @@ def get_parser() -> argparse.ArgumentParser:
 
 def configure(flags: dict[str, Any], recipe_name: str | None) -> Config:
     """The options of a new run: the recipe's, or those that suit the data, and the flags over them."""
-    Config(**flags)  # a slip shows before anything slow begins
     settings = recipe(recipe_name).settings if recipe_name is not None else {}
+    Config(**{**settings, **flags})  # a slip shows before anything slow begins
     from resnet_min.data import resolve_auto
 
     data = resolve_auto({**settings, **flags}.get("data", "auto"), flags.get("data_dir", Config.data_dir))
     config = Config(**{**(settings or default_settings(data)), **flags, "data": data})
-    if "milestones" in flags and config.milestone_unit == "epochs" and config.milestones[-1] >= config.epochs:
-        raise UserError(f"--milestones {config.milestones[-1]} lies past the end of {config.epochs} epochs")
+    if recipe_name is not None:
+        preset = Config(**settings)
+        print(f"recipe: {recipe_name}, {recipe(recipe_name).source}")
+        changed = [
+            f"{flag(name)} {shown(value)} (the recipe's: {shown(getattr(preset, name))})"
+            for name, value in flags.items()
+            if value != getattr(preset, name)
+        ]
+        if changed:
+            print(f"flags win over the recipe: {', '.join(changed)}")
     return config
+
+
+def shown(value: Any) -> str:
+    """An option's value as one would write it on the command line."""
+    return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
 @dataclass
@@ -105,7 +118,7 @@ def prepare(config: Config) -> Job:
         engine.keep_freed_memory()
     dataset = data.load(
         config.data, data_dir=config.data_dir, cache_dir=config.cache_dir, image_size=config.image_size,
-        val_size=config.val_size, seed=config.seed,
+        val_size=config.val_size, seed=config.split_seed, limit=config.limit,
     )  # fmt: skip
     splits = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
     splits = {name: split for name, split in splits.items() if split is not None}
@@ -123,7 +136,7 @@ def prepare(config: Config) -> Job:
     torch.manual_seed(config.seed)
     net = model.from_config(config, len(dataset.classes))
     transfer.freeze(net, config, epoch=1)
-    size = tuple(dataset.train.images.shape[1:3])
+    size = (config.input_size, config.input_size)
     maps = net.eval().features(torch.zeros(1, 3, *size))
     if images % config.batch_size == 1 and maps[0, 0].numel() == 1:
         raise UserError(
@@ -137,18 +150,21 @@ def prepare(config: Config) -> Job:
     print(f"model: {kind}: {total:,} parameters ({total - trained:,} frozen), {macs:,.1f}M MACs an image")
     sizes = ", ".join(f"{len(split):,} {name}" for name, split in splits.items())
     mean, std = (" ".join(f"{v:.4f}" for v in values) for values in (config.mean, config.std))
-    print(f"data: {config.data}: {sizes}; {size[0]}x{size[1]}; {len(dataset.classes)} classes")
+    shape = "x".join(map(str, dataset.train.images.shape[1:3]))
+    resized = f", resized to {config.resize}x{config.resize}" if config.resize else ""
+    print(f"data: {config.data}: {sizes}; {shape}{resized}; {len(dataset.classes)} classes")
     print(f"normalised by: mean {mean}, std {std}")
     print(f"device: {where}{', channels_last' if config.channels_last else ''}")
     print(ops.backend_line(where.device))
 
     net.to(where.device, memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
-    common = dict(mean=config.mean, std=config.std, device=where.device, dtype=where.dtype)
+    common = dict(mean=config.mean, std=config.std, resize=config.resize, device=where.device, dtype=where.dtype)
     batches = Batches(
         dataset.train,
         batch_size=config.batch_size,
         padding=config.padding,
         flip=config.flip,
+        rotation=config.rotation,
         seed=config.seed,
         **common,
     )
@@ -192,6 +208,9 @@ def fit(job: Job, out: str | None, overwrite: bool, resume: Path | None) -> Run:
     config, net, steps = job.config, job.net, job.steps
     done = 0
     if resume is None:
+        if config.pretrained != "none":
+            skipped = transfer.load_pretrained(net, config.pretrained, config.arch)
+            print(f"weights: {config.pretrained}, but for {', '.join(skipped) or 'nothing'}")
         optimizer = engine.make_optimizer(config, net)
         run = Run.create(out, overwrite, config, job.name)
     else:
@@ -271,12 +290,16 @@ def finish(run: Run) -> None:
     print(f"saved: {folder / 'last.pt'}, {folder / 'curves.png'}")
 
 
-def train(config: Config, out: str | None, overwrite: bool, resume: Path | None, only_show: bool) -> None:
-    """Train as `config` says; `resume` is the checkpoint to go on with. `only_show`: describe the run and leave."""
-    job = prepare(config)
-    if only_show:
-        return dry_run(job)
-    finish(fit(job, out, overwrite, resume))
+def check_milestones(job: Job) -> None:
+    """Raise UserError where a milestone would never come: asked for by flag, that is a slip."""
+    config = job.config
+    end = config.epochs - (config.freeze_epochs or 0)
+    if config.schedule != "step":
+        raise UserError(f"--milestones are for --schedule step; this is {config.schedule}")
+    if config.milestone_unit == "iterations":
+        end *= job.steps
+    if config.milestones[-1] >= end:
+        raise UserError(f"--milestones {config.milestones[-1]} lies past the end, {end} {config.milestone_unit}")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -284,12 +307,23 @@ def main(argv: list[str] | None = None) -> None:
     name, out, resume = (flags.pop(key, None) for key in ("recipe", "out", "resume"))
     overwrite, only_show = (flags.pop(key, False) for key in ("overwrite", "dry_run"))
     if resume is None:
-        return train(configure(flags, name), out, overwrite, None, only_show)
+        config, path = configure(flags, name), None
+    else:
+        config, path = reopen(resume, flags, {"recipe": name, "out": out, "overwrite": overwrite})
+    job = prepare(config)
+    if "milestones" in flags:
+        check_milestones(job)
+    if only_show:
+        return dry_run(job)
+    finish(fit(job, out, overwrite, path))
 
+
+def reopen(resume: str, flags: dict[str, Any], beside: dict[str, Any]) -> tuple[Config, Path]:
+    """The options and the checkpoint of the run to go on with."""
     from resnet_min import checkpoint
 
-    beside = {**flags, "recipe": name, "out": out, "overwrite": overwrite}
-    if wrong := [flag(key) for key, value in beside.items() if key != "epochs" and value not in (None, False)]:
+    given = {**flags, **beside}
+    if wrong := [flag(key) for key, value in given.items() if key != "epochs" and value not in (None, False)]:
         raise UserError(
             f"--resume takes everything from the run itself, but for --epochs; leave out {', '.join(wrong)}"
         )
@@ -298,7 +332,7 @@ def main(argv: list[str] | None = None) -> None:
     config = dataclasses.replace(checkpoint.config_of(saved), **flags)
     if saved["epoch"] >= config.epochs:
         raise UserError(f"{path} has finished its {saved['epoch']} epochs; a larger --epochs goes on")
-    train(config, None, False, path, only_show)
+    return config, path
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"checkpoint: {path}{' (the newest run)' if args.checkpoint is None else ''}")
     model, saved = checkpoint.load_model(path)
     if args.list_layers:
-        return list_layers(model, checkpoint.config_of(saved).image_size or 32)
+        return list_layers(model, checkpoint.config_of(saved).input_size)
     draw_filters(model, args.layer, Path(args.out) if args.out else path.parent / f"filters-{args.layer}.png")
 
 

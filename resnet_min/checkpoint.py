@@ -102,13 +102,12 @@ def find(path: str | Path | None = None) -> Path:
     return file
 
 
-def load(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU; no code in the file is run. Raises UserError where it is not a whole one."""
-    path = find(path)
+def read(path: Path) -> Any:
+    """What torch.save wrote, on the CPU; no code in the file is run. Raises UserError where it cannot be read."""
     try:
         with warnings.catch_warnings():  # on what kind of pickle it is: said below where it matters
             warnings.simplefilter("ignore")
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(
             f"{path} is refused: it is not a plain checkpoint (it holds code or foreign objects, or is damaged); "
@@ -117,6 +116,12 @@ def load(path: str | Path) -> dict[str, Any]:
     except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
         why = (str(error).splitlines() or ["it ends too early"])[0]
         raise UserError(f"{path} is not a readable checkpoint, truncated perhaps: {why}") from None
+
+
+def load(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU; no code in the file is run. Raises UserError where it is not a whole one."""
+    path = find(path)
+    checkpoint = read(path)
     missing = [key for key in KEYS if key not in checkpoint] if isinstance(checkpoint, dict) else KEYS
     if missing:
         raise UserError(f"{path} is not a checkpoint of this project: it has no {', '.join(missing)}")

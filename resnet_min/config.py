@@ -38,6 +38,7 @@ class Config:
     strides: tuple[int, ...] | None = option(None, "stride of each stage, instead of 1 2 2 2", type=int)
     dropout: float = option(0.0, "dropout probability before the last layer", type=float)
     # transfer
+    pretrained: str = option("none", "start from weights: imagenet (torchvision's), or a file or run; none for random")
     freeze: str = option(
         "none", "first-last: freeze all but the first convolution and fc", choices=("none", "first-last")
     )
@@ -53,11 +54,15 @@ class Config:
     data_dir: str = option("data", "where named data sets are, or are downloaded to")
     cache_dir: str | None = option(None, "where decoded images are kept (default: beside the data)")
     image_size: int | None = option(None, "resize and centre-crop an image folder to this size (default 32)", type=int)
-    val_size: int = option(0, "images held out of the training split for validation (stratified, by --seed)", type=int)
+    limit: int | None = option(None, "use this many images of each split, for a quick try (default: all)", type=int)
+    val_size: int = option(0, "images held out of the training split for validation, stratified", type=int)
+    split_seed: int = option(0, "seed of --val-size: the same images are held out whatever --seed is", type=int)
     mean: tuple[float, ...] | None = option(None, "channel means, of 1 (default: the training split's)", type=float)
     std: tuple[float, ...] | None = option(None, "channel deviations, of 1 (default: the training split's)", type=float)
     padding: int = option(4, "zero-pad by this many pixels, then crop at random; 0 for no crop", type=int)
     flip: float = option(0.5, "probability of a horizontal flip", type=float)
+    resize: int | None = option(None, "then resize each batch to this height and width, on the device", type=int)
+    rotation: float = option(0.0, "then turn each image by up to this many degrees, either way", type=float)
     # optimisation
     epochs: int = option(164, "passes over the training images", type=int)
     batch_size: int = option(128, "images a step", "-b", type=int)
@@ -96,7 +101,7 @@ class Config:
                 raise UserError(f"{flag(item.name)} is one of {', '.join(choices)}; got {value!r}")
         if self.arch not in ARCHS:
             raise UserError(f"unknown arch {self.arch!r}{did_you_mean(self.arch, ARCHS)}; known: {', '.join(ARCHS)}")
-        for name in ("epochs", "batch_size", "image_size", "t_max", "freeze_epochs"):
+        for name in ("epochs", "batch_size", "image_size", "limit", "resize", "t_max", "freeze_epochs"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"{flag(name)} must be at least 1; got {getattr(self, name)}")
         for name in ("val_size", "padding", "momentum", "wd", "freeze_children"):
@@ -105,6 +110,8 @@ class Config:
         for name in ("flip", "dropout", "label_smoothing", "warmup"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{flag(name)} is a share from 0 to 1; got {getattr(self, name)}")
+        if not 0 <= self.rotation <= 180:
+            raise UserError(f"--rotation is from 0 to 180 degrees; got {self.rotation:g}")
         for name in ("mean", "std"):
             if getattr(self, name) is not None and len(getattr(self, name)) != 3:
                 raise UserError(f"{flag(name)} needs 3 numbers, red, green and blue; got {len(getattr(self, name))}")
@@ -129,6 +136,11 @@ class Config:
             raise UserError("--nesterov needs --optimizer sgd and a --momentum above 0")
         if list(self.milestones) != sorted(set(self.milestones)) or any(m < 1 for m in self.milestones):
             raise UserError(f"--milestones must be positive and rise; got {' '.join(map(str, self.milestones))}")
+
+    @property
+    def input_size(self) -> int:
+        """Height and width of the images that the network sees."""
+        return self.resize or self.image_size or 32
 
 
 def flag(name: str) -> str:

@@ -81,6 +81,7 @@ def load(
     image_size: int | None = None,
     val_size: int = 0,
     seed: int = 0,
+    limit: int | None = None,
 ) -> Dataset:
     """Load `cifar10`, `cifar100`, `digits`, or the image folder at the path `data`.
 
@@ -88,6 +89,7 @@ def load(
     cache_dir: where decoded images are kept. By default beside the data, or else in the user's cache folder.
     image_size: height and width of every image, in pixels (default 32).
     val_size: images held out of the training split, from each class in proportion, drawn from `seed`.
+    limit: at most this many images of each split, evenly spread over it; mean and std stay those of all.
 
     Raises UserError for data that is missing, damaged, unreadable or inconsistent, and for a cache_dir that cannot be
     written. Without a writable default cache it warns and goes on.
@@ -114,6 +116,11 @@ def load(
         splits["train"], splits["val"] = _subset(whole, kept), _subset(whole, held)
         sums = sums[kept]
     mean, std = mean_std(sums, pixels=len(sums) * size * size)
+    if limit is not None:
+        splits = {
+            name: _subset(part, np.arange(limit) * len(part) // limit) if limit < len(part) else part
+            for name, part in splits.items()
+        }
     classes = tuple(content["classes"])
     return Dataset(source.name, source.source, classes, splits["train"], splits.get("val"), splits["test"], mean, std)
 
@@ -126,7 +133,7 @@ def resolve_auto(data: str, data_dir: str | os.PathLike) -> str:
         return "cifar10"
     from torchvision.datasets import CIFAR10
 
-    why = _unreachable(CIFAR10.url)
+    why = unreachable(CIFAR10.url)
     if why is None:
         return "cifar10"
     print(f"NO CIFAR-10, USING THE SMALL DIGITS INSTEAD: {_absent('cifar10', data_dir, why)}", file=sys.stderr)
@@ -170,13 +177,13 @@ def _download(name: str, data_dir: Path, folder: Path) -> None:
     from torchvision import datasets
 
     kind = getattr(datasets, name.upper())
-    why = _unreachable(kind.url)
+    why = unreachable(kind.url)
     if why is None:
         print(f"downloading {name} into {folder}", file=sys.stderr)
         try:
             data_dir.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".download-", dir=data_dir) as temporary:
-                with _downloading():
+                with downloading():
                     kind(temporary, download=True)
                 os.replace(Path(temporary) / CIFAR[name], folder)
             return
@@ -193,7 +200,7 @@ def _absent(name: str, data_dir: str | os.PathLike, why: str) -> str:
 
 
 @contextmanager
-def _downloading(stalled: float = 60):
+def downloading(stalled: float = 60):
     """Gives torchvision's download a time limit for a silent connection, and a progress bar on terminals only."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(stalled)
@@ -204,7 +211,7 @@ def _downloading(stalled: float = 60):
         socket.setdefaulttimeout(before)
 
 
-def _unreachable(url: str, seconds: float = 10) -> str | None:
+def unreachable(url: str, seconds: float = 10) -> str | None:
     """Why `url` cannot be had, found out within `seconds`; None where it can."""
     why: list[str | None] = [f"no answer in {seconds:g} s"]
 

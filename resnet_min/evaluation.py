@@ -33,7 +33,7 @@ def load_split(
         cache_dir=cache_dir or config.cache_dir,
         image_size=config.image_size,
         val_size=config.val_size if split == "val" else 0,  # the test images are the same either way
-        seed=config.seed,
+        seed=config.split_seed,
     )
     if list(dataset.classes) != list(classes):
         raise UserError(

@@ -1,10 +1,75 @@
-"""Transfer learning: what is frozen, and when."""
+"""Transfer learning: which weights a run starts from, and what is frozen when."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from . import checkpoint, data
 from .config import Config
 from .errors import UserError
 from .model import ResNet
+
+MAY_DIFFER = ("conv1.weight", "fc.weight", "fc.bias")  # another stem, another number of classes
+
+
+def load_pretrained(model: ResNet, source: str, arch: str) -> list[str]:
+    """Fill `model` with the weights of `source`, and return the names of those that it has in another shape.
+
+    source: "imagenet", torchvision's for `arch`; or a file: a state_dict by torchvision's names, or a checkpoint or run
+    of ours. Only the first convolution and fc may be of another shape, and stay as they were drawn.
+    Raises UserError where the weights cannot be had, or are another architecture's.
+    """
+    weights = imagenet(arch) if source == "imagenet" else _read(source)
+    own = model.state_dict()
+    wrong = own.keys() ^ weights.keys()
+    # Batches seen so far: files from before torch 0.4.1 lack the count, and nothing depends on it.
+    wrong -= {name for name in own.keys() - weights.keys() if name.endswith("num_batches_tracked")}
+    other = [name for name in own if name in weights and own[name].shape != weights[name].shape]
+    wrong |= set(other).difference(MAY_DIFFER)
+    if wrong:
+        example = min(wrong)
+        shapes = [list(s[example].shape) if example in s else "not there" for s in (weights, own)]
+        raise UserError(
+            f"--pretrained {source} holds another architecture: {len(wrong)} of {len(own)} tensors differ, such as "
+            f"{example}: {shapes[0]}, wanted {shapes[1]}"
+        )
+    model.load_state_dict({name: weights[name] for name in own if name in weights and name not in other}, strict=False)
+    return other
+
+
+def imagenet(arch: str) -> dict[str, Tensor]:
+    """torchvision's ImageNet weights for `arch`, the first version: those of the reports' `pretrained=True`.
+
+    Raises UserError where there are none, or they are neither in torch's cache nor can be downloaded.
+    """
+    from torchvision.models import get_model_weights, list_models
+
+    if arch not in list_models():
+        raise UserError(f"--pretrained imagenet: torchvision has no weights for {arch}; give a file, or none")
+    weights = get_model_weights(arch).IMAGENET1K_V1
+    name = weights.url.rpartition("/")[2]
+    try:
+        if not Path(torch.hub.get_dir(), "checkpoints", name).exists() and (why := data.unreachable(weights.url)):
+            raise OSError(why)
+        with data.downloading():
+            return weights.get_state_dict(progress=True, check_hash=True)
+    except (OSError, RuntimeError) as error:  # RuntimeError: not the file that it should be
+        raise UserError(
+            f"--pretrained imagenet: cannot download torchvision's weights ({error}); give {name} as a file, "
+            "or --pretrained none to start from random ones"
+        ) from None
+
+
+def _read(source: str) -> dict[str, Tensor]:
+    path = checkpoint.find(source)
+    content = checkpoint.read(path)
+    weights = content.get("model", content) if isinstance(content, dict) else {}
+    if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise UserError(f"{path} holds no weights: wanted a state_dict by torchvision's names, or a checkpoint of ours")
+    return weights
 
 
 def freeze(model: ResNet, config: Config, epoch: int) -> None:

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from resnet_min import data
-from resnet_min.augment import Batches, draw
+from resnet_min.augment import Batches, draw, rotate
 from resnet_min.errors import UserError
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -131,6 +131,40 @@ def test_epochs_agree_with_torchvision():
         images, labels = map(torch.cat, zip(*made.epoch(epoch), strict=True))
         torch.testing.assert_close(images, torch.stack(expected))
         assert labels.equal(draws.index)
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (64, 64), (9, 14)])
+def test_rotate_is_torchvisions_to_the_bit(height, width):
+    from torchvision.transforms.v2 import functional as F
+
+    images = torch.rand(40, 3, height, width).contiguous(memory_format=torch.channels_last)
+    angles = torch.cat((torch.tensor([0.0, 90, -90, 180, 30, 45]), 360 * torch.rand(34) - 180)).double()
+    fill = torch.tensor([-1.0, -2.0, -3.0])
+    turned = rotate(images, angles, fill)
+    for image, angle, ours in zip(images, angles.tolist(), turned, strict=True):
+        assert F.rotate(image, angle, fill=fill.tolist()).equal(ours)
+    assert turned.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_resized_and_turned_as_torchvision_does():
+    """Flip, then Resize of a float tensor, then a rotation that is each image's own."""
+    from torchvision.transforms.v2 import functional as F
+
+    made = batches(flip=0.5, resize=20, rotation=30)
+    draws, expected = draw(23, epoch=2, seed=0, padding=0, flip=0.5, rotation=30), []
+    assert draws.angle.abs().max() <= 30 and draws.angle.unique().numel() == 23
+    for index, flip, angle in zip(*(x.tolist() for x in (draws.index, draws.flip, draws.angle)), strict=True):
+        image = F.to_dtype(split().images[index].permute(2, 0, 1), torch.float32, scale=True)
+        image = F.resize(F.horizontal_flip(image) if flip else image, [20, 20])
+        expected.append(F.normalize(F.rotate(image, angle), MEAN, STD))
+    images, _ = map(torch.cat, zip(*made.epoch(2), strict=True))
+    torch.testing.assert_close(images, torch.stack(expected))
+    for images, _ in made.ordered():
+        assert images.shape[2:] == (20, 20)
+    upright = F.normalize(F.resize(split().images[22].permute(2, 0, 1) / 255.0, [20, 20]), MEAN, STD)
+    torch.testing.assert_close(images[-1], upright)
+    half = next(batches(flip=0.5, resize=20, rotation=30, dtype=torch.bfloat16).epoch(2))[0]
+    assert half.equal(next(made.epoch(2))[0].bfloat16())
 
 
 def test_a_step_can_be_drawn_again_by_itself():

@@ -288,6 +288,14 @@ def test_validation_split_is_stratified_and_seeded(tmp_path):
     data.load(tmp_path, image_size=8, val_size=20, seed=-1)
 
 
+def test_a_limit_takes_images_from_all_over_a_split(tmp_path):
+    make_folder(tmp_path, {"train": {"a": 30, "b": 10}, "test": {"a": 3, "b": 1}}, size=8)
+    whole, few = (data.load(tmp_path, image_size=8, val_size=20, limit=n) for n in (None, 5))
+    assert [len(few.train), len(few.val), len(few.test)] == [5, 5, 4]
+    assert few.train.labels.tolist() == [0, 0, 0, 0, 1] and few.train.images[1].equal(whole.train.images[4])
+    assert few.mean == whole.mean and few.std == whole.std
+
+
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=6), st.data())
 def test_stratified_sizes(counts, draw):
     n = sum(counts)
@@ -580,7 +588,7 @@ def test_a_silent_server_is_given_up():
         server.bind(("127.0.0.1", 0))
         server.listen()
         start = time.perf_counter()
-        why = data._unreachable(f"http://127.0.0.1:{server.getsockname()[1]}/x", seconds=0.3)
+        why = data.unreachable(f"http://127.0.0.1:{server.getsockname()[1]}/x", seconds=0.3)
         assert 0.2 < time.perf_counter() - start < 5
         assert why
 
@@ -588,7 +596,7 @@ def test_a_silent_server_is_given_up():
 def test_a_silent_name_server_is_given_up(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(3))
     start = time.perf_counter()
-    assert data._unreachable("http://nowhere.invalid/x", seconds=0.2) == "no answer in 0.2 s"
+    assert data.unreachable("http://nowhere.invalid/x", seconds=0.2) == "no answer in 0.2 s"
     assert time.perf_counter() - start < 2
 
 

@@ -207,11 +207,15 @@ def test_dry_run_says_what_would_happen_and_leaves_nothing(folder, capsys):
         (["--recipe", "digit"], "unknown recipe 'digit', did you mean digits?"),
         (["--epochs", "0"], "--epochs must be at least 1; got 0"),
         (["--batch-size", "99"], "--batch-size 99 is larger than the data"),
-        (["--batch-size", "11", "--stem", "imagenet"], "choose another size"),  # 34 images, 16x16
+        (["--arch", "resnet18", "--batch-size", "11", "--stem", "imagenet"], "choose another size"),  # 34 images, 16x16
         (["--data", "nowhere"], "nowhere"),
         (["--lr", "nan"], "--lr must be positive"),
         (["--milestones", "8", "4"], "must be positive and rise"),
-        (["--milestones", "200"], "past the end"),
+        (["--milestones", "200"], "--milestones 200 lies past the end, 164 epochs"),
+        (["--milestones", "5", "820", "--milestone-unit", "iterations"], "820 lies past the end, 820 iterations"),
+        (["--milestones", "2", "--schedule", "cosine"], "--milestones are for --schedule step"),
+        (["--pretrained", "nowhere.pt"], "no checkpoint at nowhere.pt"),
+        (["--pretrained", "imagenet"], "torchvision has no weights for resnet20"),
         (["--arch", "resnet20", "--freeze-children", "10"], "nothing to train; 9 leaves fc alone"),
         (["--device", "cuda:99"], "device 'cuda:99' is not available here"),
         (["--resume", "nowhere"], "no checkpoint at nowhere"),
@@ -221,7 +225,9 @@ def test_dry_run_says_what_would_happen_and_leaves_nothing(folder, capsys):
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_bad_input_is_one_line_and_exit_code_2(folder, flags, says, capsys):
-    arguments = flags if flags[0] in ("--resume", "--recipe") else ["--data", folder, "-b", "8", *flags]
+    arguments = (
+        flags if flags[0] in ("--resume", "--recipe") else ["-a", "resnet20", "--data", folder, "-b", "8", *flags]
+    )
     with pytest.raises(SystemExit) as stop:
         run_script(lambda: train.main(arguments))
     err = capsys.readouterr().err
@@ -242,6 +248,32 @@ def test_a_full_disk_is_one_line(folder, monkeypatch, capsys):
 def test_help_does_not_wait_for_torch():
     code = "import sys, train; train.get_parser().format_help(); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_a_run_from_other_weights(folder, capsys):
+    run(folder, "--epochs", 1, "--out", "one")
+    flags = ("--pretrained", "one", "--freeze-children", 9, "--freeze-bn", "--stem", "cifar-pool", "--epochs", 2)
+    run(folder, *flags, "--dry-run")
+    assert "weights:" not in capsys.readouterr().out
+    run(folder, *flags, "--out", "two")
+    assert "weights: one, but for nothing" in capsys.readouterr().out
+    before, after = (checkpoint.load(path)["model"] for path in ("one", "two"))
+    assert [name for name in before if not torch.equal(before[name], after[name])] == ["fc.weight", "fc.bias"]
+    run(folder, *flags, "--stem", "imagenet", "--out", "three")
+    assert "weights: one, but for conv1.weight\n" in capsys.readouterr().out
+
+
+def test_resized_turned_and_limited(folder, capsys):
+    run(folder, "--resize", 24, "--rotation", 30, "--limit", 10, "--val-size", 12, "--epochs", 1, "--out", "r")
+    out = capsys.readouterr().out
+    assert "10 train, 10 val, 10 test; 16x16, resized to 24x24" in out
+    assert checkpoint.config_of(checkpoint.load("r")).input_size == 24
+
+
+def test_flags_that_contradict_a_recipe_win_and_say_so(capsys):
+    train.configure({"data": "digits", "lr": 0.1, "widths": [4, 4, 8]}, "digits")
+    out = capsys.readouterr().out
+    assert "flags win over the recipe: --lr 0.1 (the recipe's: 0.2), --widths 4 4 8 (the recipe's: None)\n" in out
 
 
 def test_flags_override_a_recipe():

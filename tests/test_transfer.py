@@ -3,6 +3,7 @@ import torch
 
 from resnet_min import engine, model, transfer
 from resnet_min.config import Config
+from resnet_min.errors import UserError
 
 CPU = engine.hardware("cpu", "off")
 
@@ -56,3 +57,57 @@ def test_a_frozen_batch_norm_normalises_by_its_running_statistics():
     assert torch.equal(net.train().features(x), net.eval().features(x))
     transfer.freeze(net, Config(), epoch=1)  # and thaws
     assert not torch.equal(net.train().features(x), net.eval().features(x))
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """A file as torchvision writes it: resnet18's state_dict, with random weights for 1000 classes."""
+    import torchvision
+
+    path = tmp_path / "resnet18-12345678.pth"
+    torch.save(torchvision.models.resnet18().state_dict(), path)
+    return path
+
+
+def test_torchvisions_weights_but_for_what_has_another_shape(weights):
+    theirs = torch.load(weights)
+    for stem, differ in (("imagenet", []), ("cifar", ["conv1.weight"])):
+        net = model.resnet18(stem=stem)
+        drawn = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+        skipped = transfer.load_pretrained(net, str(weights), "resnet18")
+        assert skipped == [*differ, "fc.weight", "fc.bias"]
+        for name, tensor in net.state_dict().items():
+            assert torch.equal(tensor, drawn[name] if name in skipped else theirs[name]), name
+    whole = model.resnet18(stem="imagenet", num_classes=1000)
+    assert transfer.load_pretrained(whole, str(weights), "resnet18") == []
+
+
+def test_weights_without_counts_of_batches_load(weights):
+    torch.save({k: v for k, v in torch.load(weights).items() if "num_batches" not in k}, weights)
+    assert transfer.load_pretrained(model.resnet18(stem="imagenet"), str(weights), "resnet18")
+
+
+def test_weights_of_another_architecture_are_refused(weights, tmp_path):
+    for net, says in (
+        (model.resnet34(), r"of 218 tensors differ, such as layer1.2.bn1.bias: not there, wanted \[64\]"),
+        (model.resnet18(plain=True), "such as layer2.0.downsample.0.weight: .*, wanted not there"),
+        (model.resnet18(widths=(64, 64, 64, 64)), r"such as layer2.0.bn1.bias: \[128\], wanted \[64\]"),
+    ):
+        before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+        with pytest.raises(UserError, match=says):
+            transfer.load_pretrained(net, str(weights), "resnet18")
+        assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    for content in ({}, {"a": 1}, [torch.zeros(1)]):
+        torch.save(content, tmp_path / "odd.pth")
+        with pytest.raises(UserError, match="odd.pth holds no weights"):
+            transfer.load_pretrained(model.resnet18(), str(tmp_path / "odd.pth"), "resnet18")
+
+
+def test_imagenet_weights_from_torchs_cache_or_one_clear_line(weights, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(transfer.data, "unreachable", lambda url: f"no answer from {url}")
+    with pytest.raises(UserError, match="cannot download .*no answer from .*resnet18-f37072fd.pth.*--pretrained none"):
+        transfer.load_pretrained(model.resnet18(), "imagenet", "resnet18")
+    (tmp_path / "checkpoints").mkdir()
+    weights.rename(tmp_path / "checkpoints" / "resnet18-f37072fd.pth")
+    assert transfer.load_pretrained(model.resnet18(stem="imagenet"), "imagenet", "resnet18") == ["fc.weight", "fc.bias"]
