@@ -26,10 +26,11 @@ from resnet_min.errors import UserError, run_script
 from resnet_min.recipes import RECIPES, default_settings, recipe
 
 if TYPE_CHECKING:  # torch is imported where it is used, so that --help is quick
+    from resnet_min import crowd
     from resnet_min.augment import Batches
     from resnet_min.data import Split
-    from resnet_min.engine import Hardware
-    from resnet_min.model import ResNet
+    from resnet_min.engine import Hardware, Task
+    from resnet_min.model import CrowdNet, ResNet
     from resnet_min.run import Run
 
 
@@ -66,6 +67,8 @@ def configure(flags: dict[str, Any], recipe_name: str | None) -> Config:
     Config(**{**settings, **flags})  # a slip shows before anything slow begins
     from resnet_min.data import resolve_auto
 
+    if flags.get("task") == "crowd" and not settings:
+        settings = recipe("crowd-best").settings
     data = resolve_auto({**settings, **flags}.get("data", "auto"), flags.get("data_dir", Config.data_dir))
     config = Config(**{**(settings or default_settings(data)), **flags, "data": data})
     if recipe_name is not None:
@@ -93,11 +96,12 @@ class Job:
     config: Config  # with the data's place, mean and std filled in
     name: str  # of the data
     classes: tuple[str, ...]
-    splits: dict[str, Split]  # train, test, and val where there is one
+    splits: dict[str, Split | crowd.Split]  # train, test, and val where there is one
     where: Hardware
-    net: ResNet  # on its device
-    batches: Batches  # to train on
-    held_out: dict[str, Batches]  # val and test
+    net: ResNet | CrowdNet  # on its device
+    batches: Batches | crowd.Batches  # to train on
+    held_out: dict[str, Batches | crowd.Whole]  # val and test
+    task: Task
 
     @property
     def steps(self) -> int:
@@ -109,17 +113,21 @@ def prepare(config: Config) -> Job:
     """Load the data, draw the model, and say what is about to be trained, on what, with what."""
     import torch
 
-    from resnet_min import data, engine, model, ops, transfer
+    from resnet_min import crowd, data, engine, model, ops, transfer
     from resnet_min.augment import Batches
 
     ops.set_backend(config.kernels)
     where = engine.hardware(config.device, config.amp)
     if where.device.type == "cpu":
         engine.keep_freed_memory()
-    dataset = data.load(
-        config.data, data_dir=config.data_dir, cache_dir=config.cache_dir, image_size=config.image_size,
-        val_size=config.val_size, seed=config.split_seed, limit=config.limit,
+    counts = config.task == "crowd"
+    subset = dict(
+        cache_dir=config.cache_dir, val_size=config.val_size, seed=config.split_seed, limit=config.limit
     )  # fmt: skip
+    if counts:
+        dataset = crowd.load(config.data, **subset)
+    else:
+        dataset = data.load(config.data, data_dir=config.data_dir, image_size=config.image_size, **subset)
     splits = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
     splits = {name: split for name, split in splits.items() if split is not None}
     images = len(splits["train"])
@@ -136,7 +144,8 @@ def prepare(config: Config) -> Job:
     torch.manual_seed(config.seed)
     net = model.from_config(config, len(dataset.classes))
     transfer.freeze(net, config, epoch=1)
-    size = (config.input_size, config.input_size)
+    side = config.crop if counts else config.input_size
+    size = (side, side) if side else tuple(dataset.train.images[0].shape[:2])
     maps = net.eval().features(torch.zeros(1, 3, *size))
     if images % config.batch_size == 1 and maps[0, 0].numel() == 1:
         raise UserError(
@@ -150,30 +159,36 @@ def prepare(config: Config) -> Job:
     print(f"model: {kind}: {total:,} parameters ({total - trained:,} frozen), {macs:,.1f}M MACs an image")
     sizes = ", ".join(f"{len(split):,} {name}" for name, split in splits.items())
     mean, std = (" ".join(f"{v:.4f}" for v in values) for values in (config.mean, config.std))
-    shape = "x".join(map(str, dataset.train.images.shape[1:3]))
+    shape = "x".join(map(str, dataset.train.images[0].shape[:2]))
     resized = f", resized to {config.resize}x{config.resize}" if config.resize else ""
-    print(f"data: {config.data}: {sizes}; {shape}{resized}; {len(dataset.classes)} classes")
+    if counts:
+        resized = f", crops of {side}x{side}" if side else ""
+    what = f"{int(dataset.train.counts.sum()):,} heads to learn from" if counts else f"{len(dataset.classes)} classes"
+    print(f"data: {config.data}: {sizes}; {shape}{resized}; {what}")
     print(f"normalised by: mean {mean}, std {std}")
     print(f"device: {where}{', channels_last' if config.channels_last else ''}")
     print(ops.backend_line(where.device))
 
     net.to(where.device, memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
-    common = dict(mean=config.mean, std=config.std, resize=config.resize, device=where.device, dtype=where.dtype)
-    batches = Batches(
-        dataset.train,
-        batch_size=config.batch_size,
-        padding=config.padding,
-        flip=config.flip,
-        rotation=config.rotation,
-        seed=config.seed,
-        **common,
-    )
-    held_out = {
-        name: Batches(split, batch_size=min(256, len(split)), **common)
-        for name, split in splits.items()
-        if name != "train"
-    }
-    return Job(config, dataset.name, dataset.classes, splits, where, net, batches, held_out)
+    common = dict(mean=config.mean, std=config.std, device=where.device, dtype=where.dtype)
+    drawn = dict(batch_size=config.batch_size, flip=config.flip, seed=config.seed, **common)
+    rest = {name: split for name, split in splits.items() if name != "train"}
+    if counts:
+        for name, (count, mae, mse) in crowd.constants(dataset).items():
+            print(f"always the {name}, {count:g} heads: test MAE {mae:.2f}, MSE {mse:.2f}")
+        batches = crowd.Batches(dataset.train, crop=config.crop, sigma=config.sigma, stride=net.stride, **drawn)
+        held_out = {name: crowd.Whole(split, **common) for name, split in rest.items()}
+        task = crowd.counting(config.count_weight)
+    else:
+        batches = Batches(
+            dataset.train, padding=config.padding, rotation=config.rotation, resize=config.resize, **drawn
+        )  # fmt: skip
+        held_out = {
+            name: Batches(split, batch_size=min(256, len(split)), resize=config.resize, **common)
+            for name, split in rest.items()
+        }
+        task = engine.classification(config.label_smoothing)
+    return Job(config, dataset.name, dataset.classes, splits, where, net, batches, held_out, task)
 
 
 def dry_run(job: Job) -> None:
@@ -182,6 +197,10 @@ def dry_run(job: Job) -> None:
 
     config, steps = job.config, job.steps
     for name, split in job.splits.items():
+        if config.task == "crowd":
+            fewest, most, mean = split.counts.min(), split.counts.max(), split.counts.mean()
+            print(f"{name}: {fewest:.0f} to {most:.0f} heads an image, {mean:.1f} on average")
+            continue
         counts = split.labels.bincount(minlength=len(job.classes)).tolist()
         print(f"{name}: " + ", ".join(f"{c} {n}" for c, n in zip(job.classes, counts, strict=True)))
     frozen = ", ".join(n for n, p in job.net.named_parameters() if not p.requires_grad)
@@ -205,7 +224,7 @@ def fit(job: Job, out: str | None, overwrite: bool, resume: Path | None) -> Run:
     from resnet_min.run import Run
     from resnet_min.schedule import learning_rate
 
-    config, net, steps = job.config, job.net, job.steps
+    config, net, steps, task = job.config, job.net, job.steps, job.task
     done = 0
     if resume is None:
         if config.pretrained != "none":
@@ -235,10 +254,9 @@ def fit(job: Job, out: str | None, overwrite: bool, resume: Path | None) -> Run:
         bar = tqdm(total=steps, desc=f"epoch {epoch}", leave=False, disable=not sys.stderr.isatty())
         began = time.perf_counter()
         try:
-            losses, accuracy = engine.train_one_epoch(
-                net, job.batches.epoch(epoch), optimizer, rates, job.where, config.label_smoothing,
-                after_step=bar.update,
-            )  # fmt: skip
+            losses, figure = engine.train_one_epoch(
+                net, job.batches.epoch(epoch), optimizer, rates, job.where, task.objective, after_step=bar.update
+            )
         except engine.Diverged as error:
             kept = (
                 f"{run.folder / 'last.pt'} holds epoch {epoch - 1}" if epoch > 1 else "no epoch was finished before it"
@@ -248,43 +266,46 @@ def fit(job: Job, out: str | None, overwrite: bool, resume: Path | None) -> Run:
             bar.close()
         seconds = time.perf_counter() - began
         row = {"epoch": epoch, "step": first + steps, "lr": rates[-1]}
-        row |= {"train_loss": losses.double().mean().item(), "train_accuracy": accuracy}
+        row |= {"train_loss": losses.double().mean().item(), f"train_{task.figure}": figure}
         for name, split in job.held_out.items():
             if name == watched or epoch == config.epochs:
-                row[f"{name}_loss"], row[f"{name}_accuracy"], _ = engine.evaluate(net, split.ordered(), job.where)
+                figures = task.judge(net, split.ordered(), job.where)
+                row |= {f"{name}_{key}": value for key, value in figures.items()}
         row |= {"seconds": seconds, "images_per_second": len(job.splits["train"]) / seconds}
 
         trace = zip(range(first + 1, first + steps + 1), rates, losses.tolist(), strict=True)
         run.log(row, [{"step": step, "lr": rate, "loss": loss} for step, rate, loss in trace])
         snapshot = checkpoint.snapshot(net, optimizer, config, job.classes, epoch, first + steps)
         checkpoint.save(run.folder / "last.pt", snapshot)
-        if watched == "val" and row["val_accuracy"] > max((r["val_accuracy"] for r in run.rows[:-1]), default=-1.0):
+        if watched == "val" and task.best(run.rows, key=lambda row: row[f"val_{task.figure}"]) is row:
             checkpoint.save(run.folder / "best.pt", snapshot)
-        shown = "  ".join(
-            f"{n} {row[f'{n}_accuracy']:.2f}%" for n in ("train", "val", "test") if f"{n}_accuracy" in row
-        )
+        known = (name for name in ("train", "val", "test") if f"{name}_{task.figure}" in row)
+        shown = ", ".join(f"{name} {row[f'{name}_{task.figure}']:.2f}{task.unit}" for name in known)
         print(
-            f"epoch {epoch}/{config.epochs}  lr {rates[-1]:.5f}  loss {row['train_loss']:.4f}  {shown}"
+            f"epoch {epoch}/{config.epochs}  lr {rates[-1]:.5f}  loss {row['train_loss']:.4f}  {task.title}: {shown}"
             f"  {seconds:.1f} s  {row['images_per_second']:,.0f} images/s",
             flush=True,
         )
     return run
 
 
-def finish(run: Run) -> None:
+def finish(run: Run, task: Task) -> None:
     """Draw the curves and say the result."""
     from resnet_min import plots
 
     folder, rows = run.folder, run.rows
     plots.curves({folder.name: rows}, folder / "curves.png")
-    print(f"result: test accuracy {rows[-1]['test_accuracy']:.2f}% (epoch {rows[-1]['epoch']}, the last)")
-    if "val_accuracy" in rows[-1]:
-        best = max(rows, key=lambda row: row["val_accuracy"])
-        print(f"best.pt: epoch {best['epoch']}, chosen by its validation accuracy of {best['val_accuracy']:.2f}%")
+    mse = f", MSE {rows[-1]['test_mse']:.2f}" if "test_mse" in rows[-1] else ""
+    on_test = f"{rows[-1][f'test_{task.figure}']:.2f}{task.unit}{mse}"
+    print(f"result: test {task.title} {on_test} (epoch {rows[-1]['epoch']}, the last)")
+    watched = f"{'val' if f'val_{task.figure}' in rows[-1] else 'test'}_{task.figure}"
+    best = task.best(rows, key=lambda row: row[watched])
+    value = f"{best[watched]:.2f}{task.unit}"
+    if watched.startswith("val"):
+        print(f"best.pt: epoch {best['epoch']}, chosen by its validation {task.title} of {value}")
     else:
-        best = max(rows, key=lambda row: row["test_accuracy"])
         print(
-            f"best on test: {best['test_accuracy']:.2f}% (epoch {best['epoch']}), chosen by looking at the test set: "
+            f"best on test: {value} (epoch {best['epoch']}), chosen by looking at the test set: "
             "only to compare with reports that quote it"
         )
     print(f"saved: {folder / 'last.pt'}, {folder / 'curves.png'}")
@@ -315,7 +336,7 @@ def main(argv: list[str] | None = None) -> None:
         check_milestones(job)
     if only_show:
         return dry_run(job)
-    finish(fit(job, out, overwrite, path))
+    finish(fit(job, out, overwrite, path), job.task)
 
 
 def reopen(resume: str, flags: dict[str, Any], beside: dict[str, Any]) -> tuple[Config, Path]:

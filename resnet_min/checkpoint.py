@@ -26,7 +26,7 @@ from torch import nn
 from . import __version__
 from .config import Config
 from .errors import UserError
-from .model import ResNet, from_config
+from .model import CrowdNet, ResNet, from_config
 
 KEYS = ("model", "optimizer", "schedule", "epoch", "step", "rng", "config", "classes", "mean", "std", "versions")
 
@@ -147,14 +147,15 @@ def load_weights(model: nn.Module, checkpoint: dict[str, Any], path: str | Path 
     model.load_state_dict(other)
 
 
-def load_model(path: str | Path) -> tuple[ResNet, dict[str, Any]]:
+def load_model(path: str | Path, task: str = "classify") -> tuple[ResNet | CrowdNet, dict[str, Any]]:
     """(model in eval mode on the CPU, checkpoint) of a checkpoint file or a run folder (its `last.pt`).
 
-    Raises UserError, besides what `load` does, for a model that counts a crowd: it is no classifier.
+    Raises UserError, besides what `load` does, for a model of another task: "classify", or "crowd".
     """
     checkpoint = load(path)
-    if checkpoint["config"].get("task") == "crowd":
-        raise UserError(f"{path} counts crowds; wanted a checkpoint of a classifier")
+    if (other := config_of(checkpoint).task) != task:
+        kinds = {"classify": "classifies", "crowd": "counts crowds"}
+        raise UserError(f"{path} {kinds[other]}; wanted a checkpoint that {kinds[task]}")
     model = from_config(config_of(checkpoint), len(checkpoint["classes"]))
     load_weights(model, checkpoint, path)
     return model.eval(), checkpoint

@@ -37,6 +37,17 @@ class Config:
     widths: tuple[int, ...] | None = option(None, "channels of each stage, instead of the arch's own", type=int)
     strides: tuple[int, ...] | None = option(None, "stride of each stage, instead of 1 2 2 2", type=int)
     dropout: float = option(0.0, "dropout probability before the last layer", type=float)
+    # crowds
+    task: str = option("classify", "classify; crowd: count heads by a density map", choices=("classify", "crowd"))
+    head: str = option(
+        "dilated", "crowd: dilated 3x3 convolutions, maps at the encoder's stride; linear: a 1x1 convolution, maps "
+        "upsampled to the image's size", choices=("dilated", "linear"),
+    )  # fmt: skip
+    crop: int | None = option(None, "crowd: side of random square crops, in pixels (default: whole images)", type=int)
+    sigma: float | None = option(
+        None, "crowd: width of a head's Gaussian, in pixels (default: by the distance to its nearest heads)", type=float
+    )
+    count_weight: float = option(0.0, "crowd: weight in the loss of the count's absolute error", type=float)
     # transfer
     pretrained: str = option("none", "start from weights: imagenet (torchvision's), or a file or run; none for random")
     freeze: str = option(
@@ -48,8 +59,8 @@ class Config:
     freeze_lr: float | None = option(None, "learning rate of these epochs (default: --lr)", type=float)
     # data
     data: str = option(
-        "auto", "auto, cifar10, cifar100, digits, or an image folder with train/CLASS/* and test/CLASS/*; "
-        "auto is cifar10 where it is or can be downloaded, otherwise digits",
+        "auto", "auto, cifar10, cifar100, digits, an image folder with train/CLASS/* and test/CLASS/*, or a part of "
+        "ShanghaiTech; auto is cifar10 where it is or can be downloaded, otherwise digits",
     )  # fmt: skip
     data_dir: str = option("data", "where named data sets are, or are downloaded to")
     cache_dir: str | None = option(None, "where decoded images are kept (default: beside the data)")
@@ -101,10 +112,10 @@ class Config:
                 raise UserError(f"{flag(item.name)} is one of {', '.join(choices)}; got {value!r}")
         if self.arch not in ARCHS:
             raise UserError(f"unknown arch {self.arch!r}{did_you_mean(self.arch, ARCHS)}; known: {', '.join(ARCHS)}")
-        for name in ("epochs", "batch_size", "image_size", "limit", "resize", "t_max", "freeze_epochs"):
+        for name in ("epochs", "batch_size", "image_size", "limit", "resize", "t_max", "freeze_epochs", "crop"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"{flag(name)} must be at least 1; got {getattr(self, name)}")
-        for name in ("val_size", "padding", "momentum", "wd", "freeze_children"):
+        for name in ("val_size", "padding", "momentum", "wd", "freeze_children", "count_weight"):
             if getattr(self, name) < 0:
                 raise UserError(f"{flag(name)} must not be negative; got {getattr(self, name)}")
         for name in ("flip", "dropout", "label_smoothing", "warmup"):
@@ -120,6 +131,10 @@ class Config:
         for name in ("lr", "freeze_lr"):
             if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"{flag(name)} must be positive; got {getattr(self, name)}")
+        if self.sigma is not None and not 1 <= self.sigma < math.inf:
+            raise UserError(f"--sigma must be at least 1 pixel; got {self.sigma}")
+        if self.task == "crowd" and (self.freeze != "none" or self.freeze_children):
+            raise UserError("--freeze and --freeze-children are for --task classify")
         if self.freeze != "none" and self.freeze_children:
             raise UserError("--freeze and --freeze-children both say what is frozen: give one of them")
         if self.freeze == "none" and not self.freeze_children:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from .augment import generator
 from .data import IMAGE_FILES, cached, list_files, mean_std, pixels, stamp_of, stratified
 from .density import draw, head_widths
-from .engine import Hardware
+from .engine import Hardware, Task
 from .errors import UserError
 from .model import MAP_SCALE
 from .ops import crop_flip, make_table
@@ -66,10 +66,18 @@ class Crowd:
     classes: tuple[str, ...] = ()
 
 
-def load(data: str | os.PathLike, *, cache_dir: str | os.PathLike | None = None, val_size: int = 0, seed: int = 0):
-    """Load the ShanghaiTech part in the folder `data`: a `Crowd`.
+def load(
+    data: str | os.PathLike,
+    *,
+    cache_dir: str | os.PathLike | None = None,
+    val_size: int = 0,
+    seed: int = 0,
+    limit: int | None = None,
+) -> Crowd:
+    """Load the ShanghaiTech part in the folder `data`.
 
-    cache_dir: where decoded images are kept; see `data.load`. val_size: training images held out, drawn from `seed`.
+    val_size: training images held out, drawn from `seed`. cache_dir, limit: as for `data.load`.
+
     Raises UserError for a folder that is no such part, for an image without its annotation and the reverse, for what
     cannot be read, and for points that are not numbers or lie outside their image.
     """
@@ -86,7 +94,10 @@ def load(data: str | os.PathLike, *, cache_dir: str | os.PathLike | None = None,
         kept, held = stratified(np.zeros(len(train), dtype=np.int64), val_size, seed)
         train, val, sums = train.subset(kept), train.subset(held), sums[kept]
     mean, std = mean_std(sums, sum(image.shape[0] * image.shape[1] for image in train.images))
-    return Crowd(root.name, str(root), train, val, splits["test"], mean, std)
+    parts = [train, val, splits["test"]]
+    if limit is not None:
+        parts = [part and part.subset(np.arange(n := min(limit, len(part))) * len(part) // n) for part in parts]
+    return Crowd(root.name, str(root), *parts, mean, std)
 
 
 def _pairs(root: Path, name: str) -> list[tuple[os.DirEntry, os.DirEntry]]:
@@ -270,20 +281,31 @@ def normalised(images: Tensor, table: Tensor, flips: Tensor | None = None) -> Te
     return crop_flip(images, torch.arange(n, device=device), offset, flips.to(device), table, 0)
 
 
-def objective(maps: Tensor, target: Tensor, count_weight: float) -> tuple[Tensor, Tensor]:
-    """(loss of a step, absolute count errors [B]) for maps [B, 1, h, w], both × `MAP_SCALE`.
+def counting(count_weight: float = 0.0) -> Task:
+    """Crowds: trained on density maps, judged by the error of the count.
 
     The loss is the mean squared error of the maps + count_weight × the mean absolute error of the counts.
     """
-    off = ((maps - target).sum((1, 2, 3)) / MAP_SCALE).abs()
-    return F.mse_loss(maps, target) + count_weight * off.mean(), off.detach()
+
+    def objective(maps: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        off = ((maps - target).sum((1, 2, 3)) / MAP_SCALE).abs()
+        return F.mse_loss(maps, target) + count_weight * off.mean(), off.detach()
+
+    def judge(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], where: Hardware) -> dict[str, float]:
+        mae, mse, _ = evaluate(model, batches, where)
+        return {"mae": mae, "mse": mse}
+
+    return Task("mae", "MAE", "", min, objective, judge)
 
 
 @torch.inference_mode()
 def evaluate(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], where: Hardware
 ) -> tuple[float, float, Tensor]:
-    """One pass over `batches` (images [B, 3, H, W], counts [B]) in eval mode: (MAE, MSE, predicted counts [N])."""
+    """One pass over `batches` (images [B, 3, H, W], counts [B]) in eval mode.
+
+    Returns (MAE, MSE, predicted counts, float64 [N] on the CPU); see `errors`.
+    """
     model.eval()
     predicted, true = [], []
     for images, counts in batches:
@@ -305,7 +327,11 @@ def errors(predicted: Tensor, true: Tensor) -> tuple[float, float]:
     return difference.abs().mean().item(), difference.square().mean().sqrt().item()
 
 
-def constants(dataset: Crowd) -> dict[str, float]:
-    """What a predictor that never looks would say: the mean and the median count of all training images."""
-    counts = torch.cat([part.counts for part in (dataset.train, dataset.val) if part is not None]).numpy()
-    return {"train mean": float(counts.mean()), "train median": float(np.median(counts))}
+def constants(dataset: Crowd) -> dict[str, tuple[float, float, float]]:
+    """What predictors that never look score: name -> (count, MAE, MSE on `dataset.test`).
+
+    They say the mean and the median count of all training images, those held out for validation too.
+    """
+    counts = torch.cat([part.counts for part in (dataset.train, dataset.val) if part is not None])
+    said = {"train mean": counts.mean().item(), "train median": counts.quantile(0.5).item()}
+    return {name: (count, *errors(torch.tensor(count), dataset.test.counts)) for name, count in said.items()}

@@ -235,6 +235,8 @@ def _image_folder(data: str) -> _Source:
         raise UserError(f"--data {data} is neither a folder nor one of {', '.join(known)}{did_you_mean(data, known)}")
     if not root.is_dir():
         raise UserError(f"--data {data} is a file; wanted a folder with train/CLASS/* and test/CLASS/*")
+    if (root / "train_data").is_dir():
+        raise UserError(f"{root} is a crowd, which has no classes: take --task crowd, or a recipe for one")
     for name in ("train", "test"):
         if not (root / name).is_dir():
             raise UserError(f"{root} has no {name}/ folder; wanted train/CLASS/* and test/CLASS/*")

@@ -7,6 +7,8 @@ import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +16,28 @@ from torch import Tensor, nn
 
 from .config import Config
 from .errors import UserError
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a net is trained for and judged by."""
+
+    figure: str  # the mean figure of an image, as in the `val_accuracy` of metrics.jsonl
+    title: str  # its name, for people
+    unit: str
+    best: Callable[..., Any]  # of several: max or min
+    objective: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # see train_one_epoch
+    judge: Callable[[nn.Module, Iterable[tuple[Tensor, Tensor]], Hardware], dict[str, float]]  # on held-out batches
+
+
+def classification(label_smoothing: float = 0.0) -> Task:
+    """Classes: trained by cross-entropy, judged by accuracy in percent."""
+
+    def judge(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], where: Hardware) -> dict[str, float]:
+        loss, accuracy, _ = evaluate(model, batches, where)
+        return {"loss": loss, "accuracy": accuracy}
+
+    return Task("accuracy", "accuracy", "%", max, partial(cross_entropy, label_smoothing=label_smoothing), judge)
 
 
 class Diverged(UserError):
@@ -87,30 +111,38 @@ def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     return kind(parameters, config.lr, weight_decay=config.wd, fused=True)
 
 
+def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+    """What classification trains on: (cross-entropy, 100 for each image that is right and 0 for others [B])."""
+    loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+    return loss, 100 * (logits.argmax(1) == labels)
+
+
 def train_one_epoch(
     model: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
     optimizer: torch.optim.Optimizer,
     rates: Sequence[float],
     where: Hardware,
-    label_smoothing: float = 0.0,
+    objective: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = cross_entropy,
     after_step: Callable[[], object] = lambda: None,
 ) -> tuple[Tensor, float]:
-    """Train on each of `batches` (images [B,3,H,W], labels [B]) once, step i at learning rate `rates[i]`.
+    """Train on each of `batches` (images [B,3,H,W], targets) once, step i at learning rate `rates[i]`.
 
-    Returns (loss of every step [steps] on the CPU, accuracy in percent, of the outputs the steps were taken from).
+    objective: (outputs in float32, targets) -> (loss, a figure of each image [B]).
+
+    Returns (loss of every step [steps] on the CPU, mean figure of the outputs that the steps were taken from).
     Raises Diverged, naming the step of this epoch and its rate, at a loss that is NaN or infinite: on a CPU before that
     step is taken, on a GPU within 50 steps (it is asked rarely, so as not to wait for it).
     """
     model.train()
     losses = torch.zeros(len(rates), device=where.device)
-    correct, seen, checked = torch.zeros((), dtype=torch.int64, device=where.device), 0, 0
-    for step, ((images, labels), rate) in enumerate(zip(batches, rates, strict=True)):
+    figures, seen, checked = torch.zeros((), dtype=torch.float64, device=where.device), 0, 0
+    for step, ((images, targets), rate) in enumerate(zip(batches, rates, strict=True)):
         for group in optimizer.param_groups:
             group["lr"] = rate
         with where.autocast():
-            logits = model(images)
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
+            outputs = model(images)
+        loss, figure = objective(outputs.float(), targets)
         losses[step] = loss.detach()
         if where.device.type == "cpu" or step % 50 == 49 or step == len(rates) - 1:
             for at, value in enumerate(losses[checked : step + 1].tolist(), start=checked):
@@ -120,10 +152,10 @@ def train_one_epoch(
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        correct += (logits.argmax(1) == labels).sum()
-        seen += len(labels)
+        figures += figure.sum()
+        seen += len(images)
         after_step()
-    return losses.cpu(), 100 * correct.item() / seen
+    return losses.cpu(), figures.item() / seen
 
 
 @torch.inference_mode()

@@ -295,19 +295,24 @@ class CrowdNet(nn.Module):
         nn.init.zeros_(layers[-1].bias)
         self.head = nn.Sequential(*layers)
 
+    def features(self, x: Tensor) -> Tensor:
+        """images [B, 3, H, W] -> the encoder's maps [B, C, h, w]."""
+        return self.encoder.features(x)
+
     def forward(self, x: Tensor) -> Tensor:
-        maps = self.head(self.encoder.features(x))
+        maps = self.head(self.features(x))
         if self.upsampled:
             maps = F.interpolate(maps, x.shape[2:], mode="bilinear", align_corners=False)
         return maps
 
 
-def from_config(config: Config, num_classes: int) -> ResNet:
-    """The model that a run's options describe."""
-    return resnet(
-        config.arch, num_classes, config.stem, config.plain,
+def from_config(config: Config, num_classes: int) -> ResNet | CrowdNet:
+    """The model that a run's options describe. A crowd has no classes."""
+    net = resnet(
+        config.arch, num_classes or 1, config.stem, config.plain,
         blocks=config.blocks, widths=config.widths, strides=config.strides, dropout=config.dropout,
     )  # fmt: skip
+    return CrowdNet(net, config.head) if config.task == "crowd" else net
 
 
 def count_parameters(model: nn.Module, trained_only: bool = False) -> int:

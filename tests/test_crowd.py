@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.io import savemat
 
-from resnet_min import crowd
+import train
+from resnet_min import checkpoint, crowd, metrics
 from resnet_min.density import draw, head_widths
 from resnet_min.engine import hardware
 from resnet_min.errors import UserError
 from resnet_min.model import MAP_SCALE, CrowdNet, resnet
+from resnet_min.recipes import RECIPES
 
 SIZE = (40, 56)
 MIDDLE = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
@@ -294,14 +296,16 @@ def test_errors_are_those_of_the_field():
 
 
 def test_constant_predictors_are_of_all_training_images():
-    split = [SimpleNamespace(counts=torch.tensor(c, dtype=torch.float64)) for c in ([1.0, 2], [9.0])]
-    assert crowd.constants(SimpleNamespace(train=split[0], val=split[1])) == {"train mean": 4, "train median": 2}
+    train, val, test = (SimpleNamespace(counts=torch.tensor(c).double()) for c in ([1, 2], [9], [4, 6]))
+    said = crowd.constants(SimpleNamespace(train=train, val=val, test=test))
+    assert said["train mean"] == pytest.approx((4, 1, 2**0.5))
+    assert said["train median"] == pytest.approx((2, 3, 10**0.5))
 
 
 def test_the_loss_adds_the_counts():
     maps, target = torch.zeros(2, 1, 2, 2), torch.ones(2, 1, 2, 2)
     target[1] = -1
-    loss, off = crowd.objective(maps, target, 0.5)
+    loss, off = crowd.counting(0.5).objective(maps, target)
     assert loss.item() == pytest.approx(1 + 0.5 * 4 / MAP_SCALE) and off.tolist() == pytest.approx([0.04, 0.04])
 
 
@@ -317,14 +321,66 @@ def test_a_small_net_learns_to_count_blobs():
     net = CrowdNet(resnet("resnet20", widths=(16, 16), blocks=(1, 1), strides=(1, 1), stem="cifar-pool"), "dilated")
     net.to(memory_format=torch.channels_last)
     batches = crowd.Batches(train, batch_size=8, crop=64, flip=0.5, sigma=3.0, stride=net.stride, **MIDDLE)
-    optimizer, epochs = torch.optim.AdamW(net.parameters()), 12
+    optimizer, objective, epochs = torch.optim.AdamW(net.parameters()), crowd.counting(0.1).objective, 12
     for epoch in range(epochs):
         optimizer.param_groups[0]["lr"] = 0.01 * min(1, (epoch + 1) / 5, 1.2 * (1 - epoch / epochs))
         for images, maps in batches.epoch(epoch):
-            crowd.objective(net(images), maps, 0.1)[0].backward()
+            objective(net(images), maps)[0].backward()
             optimizer.step()
             optimizer.zero_grad()
     mae, mse, predicted = crowd.evaluate(net, crowd.Whole(test, **MIDDLE).ordered(), hardware("cpu", "off"))
     assert mae <= mse
     assert predicted.sum().item() == pytest.approx(test.counts.sum().item(), rel=0.05)
     assert mae < 0.05 * test.counts.mean()
+
+
+# ---- the scripts ----
+
+TINY = (
+    "--task crowd --arch resnet20 --blocks 1 1 --widths 4 4 --strides 1 2 --crop 32 --batch-size 2 --val-size 2 "
+    "--schedule constant --amp off"
+).split()
+
+
+@pytest.fixture
+def trained(part, monkeypatch):
+    """A run of two epochs on the part of blobs, as the working directory's `run`."""
+    monkeypatch.chdir(part.parent)
+    train.main([*TINY, "--data", "part", "--epochs", "2", "--out", "run"])
+    return part.parent / "run"
+
+
+def test_a_run_is_judged_by_its_counts(trained, capsys):
+    rows = metrics.read_rows(trained)
+    wanted = {"epoch", "step", "lr", "train_loss", "train_mae", "val_mae", "val_mse", "seconds", "images_per_second"}
+    assert set(rows[0]) == wanted and set(rows[1]) == wanted | {"test_mae", "test_mse"}
+    best = min(rows, key=lambda row: row["val_mae"])["epoch"]
+    assert checkpoint.load(trained / "best.pt")["epoch"] == best
+    net, saved = checkpoint.load_model(trained, "crowd")
+    assert saved["classes"] == [] and isinstance(net, CrowdNet)
+    test = crowd.Whole(crowd.load("part").test, mean=saved["mean"], std=saved["std"])
+    assert crowd.evaluate(net, test.ordered(), hardware("cpu", "off"))[0] == pytest.approx(rows[1]["test_mae"])
+    assert (trained / "curves.png").exists()
+
+
+def test_a_resumed_run_is_the_same(trained, capsys):
+    train.main(["--resume", "run", "--epochs", "3"])
+    train.main([*TINY, "--data", "part", "--epochs", "3", "--out", "whole"])
+    out = capsys.readouterr().out
+    assert "always the train median" in out and "result: test MAE" in out and ", MSE " in out
+    one, two = (checkpoint.load(run)["model"] for run in ("run", "whole"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_data_chooses_the_task(part):
+    config = train.configure({"data": str(part)}, None)
+    assert config.task == "crowd" and config.widths == RECIPES["crowd-best"].settings["widths"]
+    assert train.configure({"task": "crowd", "data": "nowhere"}, None).crop == 256
+    with pytest.raises(UserError, match="is a crowd, which has no classes: take --task crowd"):
+        train.main(["--recipe", "nctu-resnet18", "--data", str(part)])
+    with pytest.raises(UserError, match="has no train_data/ folder"):
+        train.main(["--task", "crowd", "--data", "digits"])
+    with pytest.raises(UserError, match="less than --crop 256"):
+        train.main(["--data", str(part), "--val-size", "2", "-b", "2"])
+    with pytest.raises(UserError, match="--val-size must leave some of the 6 training images"):
+        train.main(["--data", str(part), "--val-size", "6"])
