@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from resnet_min import recipes
 from resnet_min.config import Config, flag
 from resnet_min.errors import UserError, run_script
-from resnet_min.recipes import RECIPES, default_settings, recipe
 
 if TYPE_CHECKING:  # torch is imported where it is used, so that --help is quick
     from resnet_min import crowd
@@ -40,7 +40,8 @@ def get_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )  # fmt: skip
-    parser.add_argument("--recipe", help=f"preset that the other flags override: {', '.join(RECIPES)}")
+    parser.add_argument("--recipe", metavar="NAME", help="preset that the other flags override")
+    parser.add_argument("--list-recipes", action="store_true", help="list the presets and what was published for each")
     parser.add_argument("--resume", metavar="RUN", help="go on with a run: its folder or checkpoint")
     parser.add_argument("--out", metavar="DIR", help="run folder (default: runs/ARCH[-plain]-DATA-K)")
     parser.add_argument("--overwrite", action="store_true", help="replace the run that --out holds")
@@ -63,17 +64,21 @@ def get_parser() -> argparse.ArgumentParser:
 
 def configure(flags: dict[str, Any], recipe_name: str | None) -> Config:
     """The options of a new run: the recipe's, or those that suit the data, and the flags over them."""
-    settings = recipe(recipe_name).settings if recipe_name is not None else {}
+    settings = recipes.recipe(recipe_name).settings if recipe_name is not None else {}
     Config(**{**settings, **flags})  # a slip shows before anything slow begins
     from resnet_min.data import resolve_auto
 
     if flags.get("task") == "crowd" and not settings:
-        settings = recipe("crowd-best").settings
+        settings = recipes.recipe("crowd-best").settings
     data = resolve_auto({**settings, **flags}.get("data", "auto"), flags.get("data_dir", Config.data_dir))
-    config = Config(**{**(settings or default_settings(data)), **flags, "data": data})
+    config = Config(**{**(settings or recipes.default_settings(data)), **flags, "data": data})
     if recipe_name is not None:
         preset = Config(**settings)
-        print(f"recipe: {recipe_name}, {recipe(recipe_name).source}")
+        about = recipes.recipe(recipe_name)
+        print(
+            f"recipe: {recipe_name}, {about.source}; published: {about.published}"
+            + (f"; {about.note}" if about.note else "")
+        )
         changed = [
             f"{flag(name)} {shown(value)} (the recipe's: {shown(getattr(preset, name))})"
             for name, value in flags.items()
@@ -326,7 +331,9 @@ def check_milestones(job: Job) -> None:
 def main(argv: list[str] | None = None) -> None:
     flags = vars(get_parser().parse_args(argv))
     name, out, resume = (flags.pop(key, None) for key in ("recipe", "out", "resume"))
-    overwrite, only_show = (flags.pop(key, False) for key in ("overwrite", "dry_run"))
+    overwrite, only_show, list_recipes = (flags.pop(key, False) for key in ("overwrite", "dry_run", "list_recipes"))
+    if list_recipes:
+        return print(recipes.describe())
     if resume is None:
         config, path = configure(flags, name), None
     else:

@@ -1,7 +1,11 @@
-"""The named presets: what each sets, where it is from, and what was published for it. Imports no torch."""
+"""The named presets: what each sets, where it is from, and what was published for it. Imports no torch.
+
+Where a report is silent or contradicts itself, a preset's note says what was chosen here.
+"""
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,57 +15,227 @@ from .errors import UserError
 
 
 @dataclass(frozen=True)
+class Published:
+    """What a report prints of an experiment; None where it prints nothing. Accuracies in percent."""
+
+    train: float | None = None
+    val: float | None = None
+    test: float | None = None
+    above: bool = False  # the report says that its test accuracy lies above `test`
+    epoch: int | None = None  # in which it converged
+    seconds: float | None = None  # that training took
+    note: str = ""
+
+    def __str__(self) -> str:
+        shares = [f"{name} {value:g}%" for name in ("train", "val") if (value := getattr(self, name)) is not None]
+        if self.test is not None:
+            shares.append(f"test {'above ' * self.above}{self.test:g}%")
+        if self.epoch is not None:
+            shares.append(f"converges at epoch {self.epoch}")
+        if self.seconds is not None:
+            shares.append(f"{self.seconds:g} s")
+        return ", ".join([*shares, self.note] if self.note else shares) or "nothing"
+
+
+@dataclass(frozen=True)
 class Recipe:
-    """A named set of `Config` settings: where they come from, and what was published for them."""
+    """A named set of `Config` settings: where they come from, what was published for them, and what to know."""
 
     settings: dict[str, Any]
     source: str
-    published: str = "nothing published"
+    published: Published = Published()
+    note: str = ""
 
 
-# SGD and the step schedule that `Config` defaults to, with the statistics the NCTU report normalises by.
-_NCTU = dict(
-    data="cifar10", mean=(0.4914, 0.4824, 0.4467), std=(0.2471, 0.2435, 0.2616), epochs=164, batch_size=128,
-    optimizer="sgd", lr=0.1, momentum=0.9, wd=1e-4, schedule="step", milestones=(81, 122), gamma=0.1,
-)  # fmt: skip
-_NCTU_SOURCE = 'NCTU, "Lab 2: Deep Residual Learning"'
-_NCTU_PLAIN = "test accuracy below its residual twin's, and more so at 50 layers than at 18"
+IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+CIFAR = dict(data="cifar10", padding=4, flip=0.5, batch_size=128)
+SGD = dict(optimizer="sgd", momentum=0.9)
+ADAM = dict(optimizer="adam", wd=0.0)
 
-_CROWD = dict(
-    task="crowd", data="data/part_B_final", arch="resnet18", stem="imagenet", crop=256, flip=0.5, val_size=40,
-    epochs=200, batch_size=8, optimizer="adamw", lr=1e-3, wd=1e-4, schedule="onecycle", warmup=0.1,
-)  # fmt: skip
 
-RECIPES: dict[str, Recipe] = {
-    "digits": Recipe(
-        dict(
-            data="digits", arch="resnet20", epochs=20, batch_size=64, padding=4, flip=0.0,
-            optimizer="sgd", lr=0.2, momentum=0.9, nesterov=True, wd=5e-4, schedule="onecycle",
+def _ours() -> dict[str, Recipe]:
+    source = "ours"
+    digits = dict(
+        data="digits", arch="resnet20", epochs=20, batch_size=64, padding=4, flip=0.0,
+        optimizer="sgd", lr=0.2, momentum=0.9, nesterov=True, wd=5e-4, schedule="onecycle",
+    )  # fmt: skip
+    note = "chosen on a validation split; a mirrored digit is another sign, so no flip"
+    recipes = {"digits": Recipe(digits, source, note=note)}
+    argument = "what two CPU cores can show of He et al., section 4.2: deep plain nets have a higher training loss"
+    for arch in ("resnet20", "resnet56"):
+        settings = dict(CIFAR, **SGD, arch=arch, lr=0.1, wd=1e-4, schedule="onecycle", epochs=6)
+        recipes[f"ours-{arch}"] = Recipe(settings, source, note=argument)
+        recipes[f"ours-{arch}-plain"] = Recipe(dict(settings, plain=True), source, note=argument)
+    return recipes
+
+
+def _li() -> dict[str, Recipe]:
+    source = 'Li, "Programming Assignment 1: ResNet"'
+    common = dict(
+        CIFAR, **SGD, arch="resnet34", stem="cifar-pool", val_size=5_000, wd=1e-4, epochs=200,
+        schedule="step", milestone_unit="iterations", gamma=0.1,
+    )  # fmt: skip
+    finetune = dict(
+        common, pretrained="imagenet", freeze="first-last", freeze_epochs=50, freeze_lr=0.01, lr=0.01,
+        milestones=(10_000, 35_000),
+    )  # fmt: skip
+    return {
+        "li-resnet34-scratch": Recipe(
+            dict(common, lr=0.1, milestones=(32_000, 48_000)), source, Published(test=91.31, epoch=100),
+            "352 steps an epoch, so the rate falls in epochs 91 and 137",
         ),
-        "ours: scikit-learn's digits, chosen on a validation split; a mirrored digit is another sign, so no flip",
-    ),
-    "nctu-resnet18": Recipe(dict(_NCTU, arch="resnet18"), _NCTU_SOURCE, "test accuracy above 91%"),
-    "nctu-resnet50": Recipe(dict(_NCTU, arch="resnet50"), _NCTU_SOURCE, "test accuracy above 91%"),
-    "nctu-resnet18-plain": Recipe(dict(_NCTU, arch="resnet18", plain=True), _NCTU_SOURCE, _NCTU_PLAIN),
-    "nctu-resnet50-plain": Recipe(dict(_NCTU, arch="resnet50", plain=True), _NCTU_SOURCE, _NCTU_PLAIN),
-    "li-crowd": Recipe(
-        dict(_CROWD, head="linear"),
-        'Li, "Programming Assignment 1: ResNet", which gives encoder, head and loss; the rest is our choice',
-        "test MAE 69.16, MSE 103.51; always the train median: 68.29, 98.31",
-    ),
-    "crowd-best": Recipe(
-        dict(_CROWD, blocks=(2, 2, 2), widths=(16, 32, 64), strides=(1, 2, 1), head="dilated", sigma=8.0),
-        "ours: maps at stride 8, dilated head, Gaussians of one width; chosen on a validation split",
-        "MCNN, without ImageNet weights: test MAE 26.4, MSE 41.3",
-    ),
-}  # fmt: skip
+        "li-resnet34-finetune": Recipe(
+            finetune, source, Published(test=91.67, epoch=75),
+            "the rate of the second phase, and that its milestones count from its start, are our choice",
+        ),
+    }  # fmt: skip
+
+
+def _yuan() -> dict[str, Recipe]:
+    source = 'Yuan & Zhang, "Report for Deep Learning Mini-Project"'
+    best = "the published accuracies are the highest of all epochs, on the test set"
+    silent = "; weight decay, batch size, rates and T_max are those of the code it built on"
+    common = dict(
+        CIFAR, mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010), schedule="cosine",
+    )  # fmt: skip
+    sgd, recipes = dict(common, **SGD, wd=5e-4), {}
+    for arch, lr, epochs, train, test in (
+        ("resnet18", 0.1, 50, 89.81, 86.14),
+        ("resnet34", 0.05, 50, 93.50, 89.83),
+        ("resnet101", 0.02, 40, 94.718, 90.66),
+        ("resnet152", 0.02, 40, 94.958, 90.85),
+    ):
+        settings = dict(sgd, arch=arch, lr=lr, epochs=epochs, t_max=200)
+        recipes[f"yuan-{arch}"] = Recipe(settings, source, Published(train, test=test), best + silent)
+    adam = "; Adam's rate of .1 is the code's, its weight decay of 0 torch's default"
+    v1, v2 = dict(blocks=(1, 1, 1, 1)), dict(widths=(64, 128, 128, 128))
+    for name, net, optimizer, train, test, note in (
+        ("v1-sgd", v1, sgd, 89.552, 86.45, best),
+        ("v1-adam", v1, dict(common, **ADAM), 94.818, 88.42, best + adam),
+        ("v2-sgd", v2, sgd, 99.812, 94.21, best),
+        ("v2-adam", v2, dict(common, **ADAM), 98.132, 90.98, best + adam),
+    ):
+        settings = dict(optimizer, **net, arch="resnet18", lr=0.1, epochs=60, t_max=60)
+        recipes[f"yuan-{name}"] = Recipe(settings, source, Published(train, test=test), note)
+    return recipes
+
+
+def _gupta() -> dict[str, Recipe]:
+    source = 'Gupta & Kanchan, "ELL793 Assignment 3"'
+    common = dict(
+        CIFAR, **ADAM, **IMAGENET, arch="resnet18", stem="imagenet", padding=0, flip=0.0, val_size=10_000,
+        schedule="cosine", t_max=200, epochs=20,
+    )  # fmt: skip
+    finetune = dict(common, lr=0.001, pretrained="imagenet")
+    tiny = dict(
+        common, lr=0.001, val_size=45_000, resize=224, flip=0.4, rotation=30.0, epochs=50,
+    )  # fmt: skip
+    barely = "T_max 200 over 20 epochs, so the rate hardly falls"
+    moving = "batch norms in frozen layers still move their statistics"
+    note = "the report's validation images are augmented too, ours are not; it names no ImageNet weights here"
+    recipes = {
+        "gupta-scratch": Recipe(dict(common, lr=0.01), source, Published(97.8, 73.7, 73.0, seconds=364), barely),
+        "gupta-finetune": Recipe(finetune, source, Published(99.2, 80.8, 80.5, seconds=362), barely),
+        "gupta-freeze6": Recipe(
+            dict(finetune, freeze_children=6), source, Published(99.5, 79.3, 79.1, seconds=321), moving
+        ),
+        "gupta-freeze10": Recipe(
+            dict(finetune, freeze_children=10), source, Published(61.5, 49.2, 49.1, seconds=225),
+            f"{moving}; the report calls it the best, against its own table",
+        ),
+        "gupta-tiny": Recipe(dict(tiny, dropout=0.3), source, Published(89.6, 72.8, 72.8), note),
+    }  # fmt: skip
+    for dropout in (0.1, 0.2, 0.4):
+        recipes[f"gupta-tiny-dropout{dropout}"] = Recipe(dict(tiny, dropout=dropout), source, note=note)
+    return recipes
+
+
+def _nctu() -> dict[str, Recipe]:
+    source = 'NCTU, "Lab 2: Deep Residual Learning"'
+    common = dict(
+        CIFAR, **SGD, mean=(0.4914, 0.4824, 0.4467), std=(0.2471, 0.2435, 0.2616), epochs=164, lr=0.1, wd=1e-4,
+        schedule="step", milestones=(81, 122), gamma=0.1,
+    )  # fmt: skip
+    recipes = {}
+    for arch in ("resnet18", "resnet50"):
+        recipes[f"nctu-{arch}"] = Recipe(dict(common, arch=arch), source, Published(test=91, above=True))
+        recipes[f"nctu-{arch}-plain"] = Recipe(
+            dict(common, arch=arch, plain=True), source, Published(note="below its twin, and more so at 50 than at 18")
+        )
+    return recipes
+
+
+def _qiu() -> dict[str, Recipe]:
+    source = 'Qiu, "Assignment 1 CNN for image recognition"'
+    base = dict(
+        CIFAR, **ADAM, arch="resnet18", stem="imagenet", strides=(1, 1, 2, 2), batch_size=100, lr=0.001, epochs=20,
+        schedule="step", milestones=(10, 15, 18), gamma=0.4,
+    )  # fmt: skip
+    table = "a row of Table 2"
+    recipes = {
+        "qiu-resnet18": Recipe(base, source, Published(88.33, test=84.82), f"{table}; the report ends at 2x2, not 1x1")
+    }
+    for name, changed, train, test in (
+        ("m10-15-g0.122", dict(milestones=(10, 15), gamma=0.122), 87.43, 83.98),
+        ("g0.5", dict(gamma=0.5), 88.39, 84.18),
+        ("no-aug", dict(padding=0, flip=0.0), 99.45, 82.30),
+        ("g0.3", dict(gamma=0.3), 88.20, 84.35),
+        ("m8-10-15", dict(milestones=(8, 10, 15)), 85.64, 81.62),
+        ("m8-10-15-18-g0.5", dict(milestones=(8, 10, 15, 18), gamma=0.5), 87.24, 83.92),
+        ("m8-10-15-18", dict(milestones=(8, 10, 15, 18)), 87.29, 83.67),
+        ("b200", dict(batch_size=200), 88.15, 83.58),
+    ):
+        recipes[f"qiu-resnet18-{name}"] = Recipe(dict(base, **changed), source, Published(train, test=test), table)
+    recipes["qiu-resnet18-40-epochs"] = Recipe(
+        dict(base, epochs=40), source, Published(90.76, test=85.1), "the report's 20,000 steps of 100 images"
+    )
+    recipes["qiu-resnet18-224"] = Recipe(
+        dict(base, resize=224), source, Published(test=90, above=True), "cropped at 32 pixels, then resized: our choice"
+    )
+    return recipes
+
+
+def _crowd() -> dict[str, Recipe]:
+    common = dict(
+        task="crowd", data="data/part_B_final", arch="resnet18", stem="imagenet", crop=256, flip=0.5, val_size=40,
+        epochs=200, batch_size=8, optimizer="adamw", lr=1e-3, wd=1e-4, schedule="onecycle", warmup=0.1,
+    )  # fmt: skip
+    best = dict(common, blocks=(2, 2, 2), widths=(16, 32, 64), strides=(1, 2, 1), head="dilated", sigma=8.0)
+    return {
+        "li-crowd": Recipe(
+            dict(common, head="linear"), 'Li, crowd counting',
+            Published(note="test MAE 69.16, MSE 103.51; always the train median: 68.29, 98.31"),
+            "the report gives encoder, head and loss; the rest is our choice",
+        ),
+        "crowd-best": Recipe(
+            best, "ours, crowd counting", Published(note="MCNN, without ImageNet weights: test MAE 26.4, MSE 41.3"),
+            "maps at stride 8, dilated head, Gaussians of one width; chosen on a validation split",
+        ),
+    }  # fmt: skip
+
+
+RECIPES: dict[str, Recipe] = {**_ours(), **_li(), **_yuan(), **_gupta(), **_nctu(), **_qiu(), **_crowd()}
 
 
 def recipe(name: str) -> Recipe:
     """A preset by name. Raises UserError that suggests the nearest."""
     if name not in RECIPES:
-        raise UserError(f"unknown recipe {name!r}{did_you_mean(name, RECIPES)}; known: {', '.join(RECIPES)}")
+        raise UserError(f"unknown recipe {name!r}{did_you_mean(name, RECIPES)}; train.py --list-recipes lists them")
     return RECIPES[name]
+
+
+def describe() -> str:
+    """Every preset with what was published for it, report by report; a note stands below the first that it is about."""
+    wide = max(map(len, RECIPES))
+    lines, source, note = [], None, None
+    for name, preset in RECIPES.items():
+        if preset.source != source:
+            lines += ["", f"{preset.source}:"]
+        lines.append(f"  {name:{wide}}  {preset.published}")
+        if preset.note and preset.note != note:
+            lines += textwrap.wrap(preset.note, 110, initial_indent=" " * 6, subsequent_indent=" " * 6)
+        source, note = preset.source, preset.note
+    return "\n".join(lines[1:])
 
 
 def default_settings(data: str) -> dict[str, Any]:

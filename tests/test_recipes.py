@@ -2,16 +2,46 @@ import dataclasses
 import json
 
 import pytest
+import torch
 
 from resnet_min.config import Config
 from resnet_min.errors import UserError
-from resnet_min.recipes import RECIPES, recipe
+from resnet_min.model import count_parameters, from_config
+from resnet_min.recipes import RECIPES, describe, recipe
 
 
 def test_every_recipe_is_a_config_with_a_source():
     for name, preset in RECIPES.items():
         Config(**preset.settings)
-        assert recipe(name) is preset and preset.source and preset.published
+        assert recipe(name) is preset and preset.source and str(preset.published)
+        wanted = "imagenet" in str(preset.settings.get("pretrained"))
+        assert wanted == (name in ("li-resnet34-finetune", "gupta-finetune", "gupta-freeze6", "gupta-freeze10"))
+
+
+def test_the_list_names_every_recipe_and_what_was_published():
+    text = describe()
+    for name, preset in RECIPES.items():
+        assert f"  {name} " in text and str(preset.published) in text and f"{preset.source}:\n" in text
+    assert "li-resnet34-scratch            test 91.31%, converges at epoch 100\n" in text
+    assert "gupta-scratch                  train 97.8%, val 73.7%, test 73%, 364 s\n" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("yuan-v1-sgd", 4_903_242),
+        ("yuan-v2-adam", 1_891_658),
+        ("yuan-resnet152", 58_156_618),
+        ("gupta-scratch", 11_181_642),
+        ("li-resnet34-scratch", 21_282_122),
+        ("nctu-resnet50-plain", 20_744_266),
+        ("qiu-resnet18", 11_181_642),
+    ],
+)
+def test_a_recipes_net_has_the_published_parameters(name, parameters):
+    with torch.device("meta"):
+        net = from_config(Config(**recipe(name).settings), 10)
+    assert count_parameters(net) == parameters
 
 
 def test_config_survives_json():

@@ -278,8 +278,8 @@ def test_flags_that_contradict_a_recipe_win_and_say_so(capsys):
 
 def test_flags_override_a_recipe():
     for name in RECIPES:
-        config = train.configure({"data": "digits", "epochs": 3}, name)
-        assert (config.data, config.epochs) == ("digits", 3)
+        config = train.configure({"data": "digits", "epochs": 51}, name)
+        assert (config.data, config.epochs) == ("digits", 51)
     assert train.configure({}, "nctu-resnet50-plain").plain
     assert train.configure({"data": "digits"}, None).schedule == "onecycle"
     assert train.configure({"data": "x"}, None).mean is None
