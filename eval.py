@@ -5,6 +5,7 @@
     python eval.py runs/resnet20-digits-1 --confusion --roc --reliability --worst 20
     python eval.py runs/resnet18-1 runs/resnet18-plain-1         one table and one figure that compare them
     python eval.py model.pt --data FOLDER --tta flip --json figures.json
+    python eval.py runs/resnet18-part_B_final-1 --worst 4        a crowd's: MAE and MSE of the counts, and their maps
 
 A checkpoint is all that is needed: it carries its options, classes, normalisation and weights. Recall, precision,
 specificity, F1 and AUC (by softmax probability) are one class against all others, and scikit-learn's; a class that is
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resnet_min.errors import UserError, run_script
+from resnet_min.recipes import is_crowd
 
 if TYPE_CHECKING:  # torch is imported where it is used, so that --help is quick
     from resnet_min.data import Split
@@ -39,7 +41,9 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--reliability", action="store_true", help="draw how often predictions of a confidence are right"
     )
-    parser.add_argument("--worst", type=int, metavar="N", help="draw the N mistakes it was most confident of")
+    parser.add_argument(
+        "--worst", type=int, metavar="N", help="draw the N mistakes it was most confident of, or the N worst counts"
+    )
     parser.add_argument("--tta", choices=("flip",), help="mean logits of each image and its mirror image")
     parser.add_argument("--data", help="evaluate on this data set, of the same classes (default: the run's own)")
     parser.add_argument("--data-dir", help="where named data sets are (default: the run's own)")
@@ -145,6 +149,70 @@ def draw(
         print(f"most confident mistakes: {picture}{fewer}")
 
 
+def evaluate_crowd(path: Path, name: str, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """`evaluate` for a checkpoint that counts crowds."""
+    from time import perf_counter
+
+    import torch
+
+    from resnet_min import checkpoint, crowd, engine, ops
+    from resnet_min.model import count_macs, count_parameters
+
+    for option in ("confusion", "roc", "reliability", "tta"):
+        if getattr(args, option):
+            raise UserError(f"--{option} is for classifiers; {path} counts crowds")
+    model, saved = checkpoint.load_model(path, "crowd")
+    config, parameters = checkpoint.config_of(saved), count_parameters(model)
+    where = engine.hardware(args.device, args.amp or config.amp)
+    print(f"model: {config.arch}, {config.head} head: {parameters:,} parameters, epoch {saved['epoch']}")
+    dataset = crowd.load(
+        args.data or config.data,
+        cache_dir=args.cache_dir or config.cache_dir,
+        val_size=config.val_size if args.split == "val" else 0,
+        seed=config.split_seed,
+    )
+    split = getattr(dataset, args.split)
+    if split is None:
+        raise UserError(f"{dataset.source} has no validation images: the run held none out")
+    print(f"data: {dataset.source}: {len(split):,} {args.split} images; {int(split.counts.sum()):,} heads")
+    print(f"device: {where}{', channels_last' if config.channels_last else ''}")
+    print(ops.backend_line(where.device), flush=True)
+
+    model.to(where.device, memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
+    images = dict(mean=saved["mean"], std=saved["std"], device=where.device, dtype=where.dtype)
+    began = perf_counter()
+    mae, mse, predicted = crowd.evaluate(model, crowd.Whole(split, **images).ordered(), where)
+    speed = len(split) / (perf_counter() - began)
+    print(f"\n{args.split} MAE {mae:.2f}, MSE {mse:.2f} (root of the mean squared count error), {speed:,.1f} images/s")
+    print(crowd.say_constants(dataset, split))
+    if args.worst:
+        from resnet_min import crowd_pictures
+
+        worst = (predicted - split.counts).abs().argsort(descending=True)[: args.worst].tolist()
+        part = split.subset(worst)
+        with torch.inference_mode():
+            maps = [crowd.density(model, image, where)[0].cpu() for image, _ in crowd.Whole(part, **images).ordered()]
+        picture = folder / f"{'' if path.stem == 'last' else f'{path.stem}-'}worst.png"
+        title = (
+            f"{config.arch} on {dataset.name}: the worst of {len(split)} {args.split} images; MAE {mae:.2f} over all"
+        )
+        crowd_pictures.maps(part, maps, model.stride, config.sigma, picture, title=title)
+        print(f"worst images: {picture}")
+    return {
+        "checkpoint": str(path), "name": name, "data": dataset.source, "split": args.split, "mae": mae, "mse": mse,
+        "parameters": parameters, "macs": count_macs(model, tuple(split.images[0].shape[:2])),
+        "images_per_second": speed,
+        "constants": {
+            said: {"count": count, "mae": mae, "mse": mse}
+            for said, (count, mae, mse) in crowd.constants(dataset, split).items()
+        },
+        "images": [
+            {"image": image, "heads": int(true), "predicted": count}
+            for image, true, count in zip(split.names, split.counts.tolist(), predicted.tolist(), strict=True)
+        ],
+    }  # fmt: skip
+
+
 def compare(results: list[dict[str, Any]], picture: Path) -> None:
     """One table and one figure of several checkpoints' figures."""
     from resnet_min import plots
@@ -174,6 +242,17 @@ def compare(results: list[dict[str, Any]], picture: Path) -> None:
     print(f"comparison: {picture}")
 
 
+def compare_crowds(results: list[dict[str, Any]]) -> None:
+    """One table of several checkpoints' figures."""
+    width = max(len(row["name"]) for row in results)
+    print(f"\n{'network':{width}}  {'MAE':>7}  {'MSE':>7}  {'parameters':>11}  {'MACs':>10}  {'images/s':>8}")
+    for row in results:
+        print(
+            f"{row['name']:{width}}  {row['mae']:>7.2f}  {row['mse']:>7.2f}  {row['parameters']:>11,}  "
+            f"{row['macs'] / 1e6:>9,.0f}M  {row['images_per_second']:>8.1f}"
+        )
+
+
 def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     if args.batch_size < 1:
@@ -186,14 +265,19 @@ def main(argv: list[str] | None = None) -> None:
     ops.set_backend(args.kernels)
     paths = list(dict.fromkeys(checkpoint.find(name) for name in args.checkpoints or [None]))
     names = run.names([path.parent if path.name == "last.pt" else path for path in paths])
+    # The data decides where it is named: a checkpoint that is not for it is then refused.
+    counts = is_crowd(args.data) if args.data else checkpoint.config_of(checkpoint.load(paths[0])).task == "crowd"
+    judge = evaluate_crowd if counts else evaluate
     results = []
     for path, name in zip(paths, names, strict=True):
         print(("\n" if results else "") + f"checkpoint: {path}{'' if args.checkpoints else ' (the newest run)'}")
         folder = Path(args.out) if args.out else path.parent
         if args.out and len(paths) > 1:  # a folder each
             folder /= name.strip("/").replace("/", "-")
-        results.append(evaluate(path, name, folder, args))
-    if len(results) > 1:
+        results.append(judge(path, name, folder, args))
+    if len(results) > 1 and counts:
+        compare_crowds(results)
+    elif len(results) > 1:
         compare(results, Path(args.out or "", "comparison.png"))
     if args.json:
         figures = results if len(results) > 1 else results[0]

@@ -179,8 +179,7 @@ def prepare(config: Config) -> Job:
     drawn = dict(batch_size=config.batch_size, flip=config.flip, seed=config.seed, **common)
     rest = {name: split for name, split in splits.items() if name != "train"}
     if counts:
-        for name, (count, mae, mse) in crowd.constants(dataset).items():
-            print(f"always the {name}, {count:g} heads: test MAE {mae:.2f}, MSE {mse:.2f}")
+        print(f"to beat on the test images:\n{crowd.say_constants(dataset, dataset.test)}")
         batches = crowd.Batches(dataset.train, crop=config.crop, sigma=config.sigma, stride=net.stride, **drawn)
         held_out = {name: crowd.Whole(split, **common) for name, split in rest.items()}
         task = crowd.counting(config.count_weight)

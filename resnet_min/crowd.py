@@ -327,11 +327,19 @@ def errors(predicted: Tensor, true: Tensor) -> tuple[float, float]:
     return difference.abs().mean().item(), difference.square().mean().sqrt().item()
 
 
-def constants(dataset: Crowd) -> dict[str, tuple[float, float, float]]:
-    """What predictors that never look score: name -> (count, MAE, MSE on `dataset.test`).
+def constants(dataset: Crowd, split: Split) -> dict[str, tuple[float, float, float]]:
+    """What predictors that never look score on `split`: name -> (count, MAE, MSE).
 
     They say the mean and the median count of all training images, those held out for validation too.
     """
     counts = torch.cat([part.counts for part in (dataset.train, dataset.val) if part is not None])
     said = {"train mean": counts.mean().item(), "train median": counts.quantile(0.5).item()}
-    return {name: (count, *errors(torch.tensor(count), dataset.test.counts)) for name, count in said.items()}
+    return {name: (count, *errors(torch.tensor(count), split.counts)) for name, count in said.items()}
+
+
+def say_constants(dataset: Crowd, split: Split) -> str:
+    """`constants`, a line each."""
+    return "\n".join(
+        f"always the {name}, {count:g} heads: MAE {mae:.2f}, MSE {mse:.2f}"
+        for name, (count, mae, mse) in constants(dataset, split).items()
+    )

@@ -238,9 +238,14 @@ def describe() -> str:
     return "\n".join(lines[1:])
 
 
+def is_crowd(data: str) -> bool:
+    """Whether `data` is a folder laid out as a part of ShanghaiTech."""
+    return Path(data).expanduser().joinpath("train_data").is_dir()
+
+
 def default_settings(data: str) -> dict[str, Any]:
     """What holds without a recipe: crowd-best's settings on a crowd, digits' on digits, elsewhere the NCTU settings."""
-    if Path(data, "train_data").is_dir():
+    if is_crowd(data):
         return {**RECIPES["crowd-best"].settings, "data": data}
     settings = dict(RECIPES["digits" if data == "digits" else "nctu-resnet18"].settings)
     if data not in ("digits", "cifar10"):

@@ -1,4 +1,7 @@
+import importlib
+import json
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,6 +21,7 @@ from resnet_min.errors import UserError
 from resnet_min.model import MAP_SCALE, CrowdNet, resnet
 from resnet_min.recipes import RECIPES
 
+eval_script = importlib.import_module("eval")
 SIZE = (40, 56)
 MIDDLE = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
 
@@ -297,7 +301,7 @@ def test_errors_are_those_of_the_field():
 
 def test_constant_predictors_are_of_all_training_images():
     train, val, test = (SimpleNamespace(counts=torch.tensor(c).double()) for c in ([1, 2], [9], [4, 6]))
-    said = crowd.constants(SimpleNamespace(train=train, val=val, test=test))
+    said = crowd.constants(SimpleNamespace(train=train, val=val), test)
     assert said["train mean"] == pytest.approx((4, 1, 2**0.5))
     assert said["train median"] == pytest.approx((2, 3, 10**0.5))
 
@@ -384,3 +388,34 @@ def test_data_chooses_the_task(part):
         train.main(["--data", str(part), "--val-size", "2", "-b", "2"])
     with pytest.raises(UserError, match="--val-size must leave some of the 6 training images"):
         train.main(["--data", str(part), "--val-size", "6"])
+
+
+def test_evaluation_prints_errors_beside_the_constants(trained, capsys):
+    eval_script.main(["run", "--worst", "2", "--json", "figures.json", "--amp", "off"])
+    out = capsys.readouterr().out
+    figures, rows = json.loads(Path("figures.json").read_text()), metrics.read_rows("run")
+    assert figures["mae"] == pytest.approx(rows[-1]["test_mae"]) and figures["mse"] == pytest.approx(
+        rows[-1]["test_mse"]
+    )
+    assert f"test MAE {figures['mae']:.2f}, MSE {figures['mse']:.2f}" in out
+    counts = crowd.load("part").train.counts
+    assert figures["constants"]["train mean"]["count"] == pytest.approx(counts.mean().item())  # of all six
+    assert "always the train mean" in out and "always the train median" in out
+    assert [image["image"] for image in figures["images"]] == ["IMG_1.jpg", "IMG_2.jpg", "IMG_3.jpg"]
+    assert Image.open("run/worst.png").size[0] > 1000
+    eval_script.main(["run", "run/best.pt", "--split", "val", "--amp", "off"])
+    assert "network" in capsys.readouterr().out
+
+
+def test_evaluation_refuses_what_does_not_fit(trained, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="--confusion is for classifiers; .* counts crowds"):
+        eval_script.main(["run", "--confusion"])
+    with pytest.raises(UserError, match="counts crowds; wanted a checkpoint that classifies"):
+        eval_script.main(["run", "--data", "digits"])
+    saved = checkpoint.load("run")
+    saved["config"]["task"] = "classify"
+    checkpoint.save("classifier.pt", saved)
+    with pytest.raises(UserError, match="classifier.pt classifies; wanted a checkpoint that counts crowds"):
+        eval_script.main(["classifier.pt", "--data", "part"])
+    with pytest.raises(UserError, match="classifier.pt classifies"):
+        eval_script.main(["run", "classifier.pt"])

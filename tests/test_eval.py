@@ -253,7 +253,7 @@ SPOILERS = {
     spoil_code: "is refused",
     spoil_bare_pickle: "is refused",
     spoil_foreign: "not a checkpoint of this project",
-    spoil_crowd: "counts crowds",
+    spoil_crowd: "counts crowds|another architecture",
     spoil_arch: "another architecture",
 }
 
