@@ -24,7 +24,9 @@ SLICE_BYTES = 3 * 2**20
 
 @torch.no_grad()
 def fuse(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
-    """The fused inference form of `model`, a ResNet of ours or torchvision's in eval mode. `model` is left as it is.
+    """The fused inference form of `model` in eval mode: a ResNet, ours or torchvision's, or a `CrowdNet`.
+
+    `model` is left as it is.
 
     dtype    of the weights, and so of images and logits: float32, bfloat16, float16 or float64; None for the model's.
              Batch norm is folded in float32 (in float64 from or to float64) before it is rounded.
@@ -32,10 +34,13 @@ def fuse(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
              grad. It can be moved, copied, saved, compiled, and exported with a dynamic batch.
 
     Layers keep their names. The max-pool and what follows the last block (pooling, dropout, `fc`) are kept, whatever
-    they are. Raises UserError for a model in training mode, and for one it does not understand, naming the layer.
+    they are; so is the head of a `CrowdNet`. Raises UserError for a model in training mode, and for one it does not
+    understand, naming the layer.
     """
     if not isinstance(model, nn.Module):
         raise UserError(f"fuse: the model is {type(model).__name__}; wanted a module")
+    if isinstance(model, ours.CrowdNet):
+        return fuse_encoder(model, dtype)
     expect(model, {model: "the model"}, ours.ResNet, theirs.ResNet)
     for name, module in [("the model", model), *list(model.named_modules())[1:]]:
         if module.training:
@@ -56,6 +61,16 @@ def fuse(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     layers |= {"avgpool": model.avgpool, "flatten": nn.Flatten()}
     layers |= {name: getattr(model, name) for name in ("dropout", "fc") if hasattr(model, name)}
     return FusedResNet(layers).to(dtype).requires_grad_(False).eval()
+
+
+def fuse_encoder(model: ours.CrowdNet, dtype: torch.dtype | None) -> ours.CrowdNet:
+    """`model` with its encoder fused: images -> density maps, as it does."""
+    if model.training:
+        raise UserError("fuse: the model is in training mode; wanted eval mode: call model.eval() first")
+    fused = copy.deepcopy(model)
+    fused.encoder = fuse(model.encoder, dtype)
+    fused.head.to(fused.encoder.conv1.weight.dtype)
+    return fused.requires_grad_(False)
 
 
 def fuse_block(block: nn.Module, names: dict[nn.Module, str]) -> FusedBlock:
@@ -117,6 +132,14 @@ class FusedResNet(nn.Sequential):
             return run(x)
         slices = self.slices(x)
         return run(x) if slices < 2 else torch.cat([run(part) for part in x.chunk(slices)])
+
+    def features(self, x: Tensor) -> Tensor:
+        """images [B, 3, H, W] -> the last stage's maps [B, C, h, w]."""
+        for name, layer in self.named_children():
+            if name == "avgpool":
+                break
+            x = layer(x)
+        return x
 
     def slices(self, x: Tensor) -> int:
         """How many parts of x to take through all layers one by one, so that activations stay in cache."""

@@ -10,19 +10,24 @@ from torch import Tensor
 from . import checkpoint, data
 from .config import Config
 from .errors import UserError
-from .model import ResNet
+from .model import CrowdNet, ResNet
 
 MAY_DIFFER = ("conv1.weight", "fc.weight", "fc.bias")  # another stem, another number of classes
 
 
-def load_pretrained(model: ResNet, source: str, arch: str) -> list[str]:
+def load_pretrained(model: ResNet | CrowdNet, source: str, arch: str) -> list[str]:
     """Fill `model` with the weights of `source`, and return the names of those that it has in another shape.
 
     source: "imagenet", torchvision's for `arch`; or a file: a state_dict by torchvision's names, or a checkpoint or run
-    of ours. Only the first convolution and fc may be of another shape, and stay as they were drawn.
+    of ours. Only the first convolution and fc may be of another shape, and stay as they were drawn. A net for crowds
+    takes them into its encoder, which may have fewer stages.
     Raises UserError where the weights cannot be had, or are another architecture's.
     """
     weights = imagenet(arch) if source == "imagenet" else _read(source)
+    if isinstance(model, CrowdNet):
+        model = model.encoder
+        kept = {name for name, _ in model.named_children()} - {"fc"}
+        weights = {name: value for name, value in weights.items() if name.partition(".")[0] in kept}
     own = model.state_dict()
     wrong = own.keys() ^ weights.keys()
     # Batches seen so far: files from before torch 0.4.1 lack the count, and nothing depends on it.

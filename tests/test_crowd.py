@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from scipy.io import savemat
 
+import resnet_min
 import train
-from resnet_min import checkpoint, crowd, metrics
+from resnet_min import checkpoint, crowd, metrics, transfer
 from resnet_min.density import draw, head_widths
 from resnet_min.engine import hardware
 from resnet_min.errors import UserError
@@ -292,6 +294,36 @@ def test_maps_have_the_size_their_head_promises(size):
     assert net.stride == 8 and net(images).shape == (2, 1, -(-size[0] // 8), -(-size[1] // 8))
     net = tiny("linear").eval()
     assert net.stride == 1 and net(images).shape == (2, 1, *size)
+
+
+@pytest.mark.parametrize("head", ["dilated", "linear"])
+def test_the_encoder_fuses(head):
+    net, images = tiny(head), torch.rand(2, 3, 67, 93).to(memory_format=torch.channels_last)
+    with pytest.raises(UserError, match="in training mode"):
+        resnet_min.fuse(net)
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):  # statistics that are not those of a new net
+            module.running_mean.normal_(std=0.1)
+            module.running_var.uniform_(0.5, 2)
+    fused = resnet_min.fuse(net.eval())
+    with torch.inference_mode():
+        torch.testing.assert_close(fused(images), net(images), rtol=1e-4, atol=1e-5)
+        half = resnet_min.fuse(net, torch.bfloat16)(images.bfloat16()).float()
+        assert (half - net(images)).norm() < 0.05 * net(images).norm()
+    assert not any(p.requires_grad for p in fused.parameters()) and net.encoder.conv1.weight.requires_grad
+
+
+def test_the_encoder_starts_from_pretrained_weights(tmp_path):
+    weights = torchvision.models.resnet18().state_dict()
+    torch.save(weights, tmp_path / "resnet18.pth")
+    net = CrowdNet(resnet("resnet18", stem="imagenet", blocks=(2, 2), widths=(64, 128)), "dilated")
+    head = [p.clone() for p in net.head.parameters()]
+    assert transfer.load_pretrained(net, str(tmp_path / "resnet18.pth"), "resnet18") == []
+    assert all(torch.equal(p, weights[name]) for name, p in net.encoder.named_parameters())
+    assert all(torch.equal(p, before) for p, before in zip(net.head.parameters(), head, strict=True))
+    narrow = CrowdNet(resnet("resnet18", stem="imagenet", widths=(32, 64, 128, 256)), "linear")
+    with pytest.raises(UserError, match="holds another architecture"):
+        transfer.load_pretrained(narrow, str(tmp_path / "resnet18.pth"), "resnet18")
 
 
 def test_errors_are_those_of_the_field():
