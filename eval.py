@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,13 +139,18 @@ def draw(
         if not len(worst):
             print("no mistakes, so no picture of them")
             return
-        captions = [
-            f"{plots.shorten(report.classes[labels[i]])} →\n"
-            f"{plots.shorten(report.classes[predicted[i]], 14)} {100 * probabilities[i, predicted[i]]:.1f}%"
+        shown = [
+            pictures.Panel(
+                split.images[i].numpy(),
+                f"{plots.shorten(report.classes[labels[i]])} →\n"
+                f"{plots.shorten(report.classes[predicted[i]], 14)} {100 * probabilities[i, predicted[i]]:.1f}%",
+            )
             for i in worst.tolist()
         ]
+        columns = max(4, math.ceil(math.sqrt(1.5 * len(shown))))
+        rows = [shown[start : start + columns] for start in range(0, len(shown), columns)]
         title += "\nthe mistakes it was most confident of: true class → predicted class, its probability"
-        pictures.images(split.images[worst], captions, picture, title=title)
+        pictures.panels(rows, picture, title=title)
         fewer = f" (all {len(worst)} there are)" if len(worst) < args.worst else ""
         print(f"most confident mistakes: {picture}{fewer}")
 

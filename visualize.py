@@ -1,25 +1,40 @@
 #!/usr/bin/env python
 """Pictures of a trained network and of how it was trained.
 
-    python visualize.py --layer conv1                 the filters of the newest run's first convolution
-    python visualize.py model.pt --layer layer1.0.conv2 --out filters.png
-    python visualize.py --list-layers                 the names that --layer takes, with output shapes
+    python visualize.py --layer conv1                           the filters of the newest run's first convolution
+    python visualize.py model.pt --layer all --image cat.jpg    what its stages make of a picture, early to late
+    python visualize.py --layer layer2 --what features --image 7            the maps of test image 7 (or of a file)
+    python visualize.py --layer layer2 --what top --channel 5               the test images that excite channel 5 most
+    python visualize.py --layer all --what reconstruct --image 7            the reverse ResNet, from every depth
+    python visualize.py --layer layer3 --what gradcam --image 7 --class cat
+    python visualize.py --list-layers           the names that --layer takes, output shapes, receptive fields
     python visualize.py --curves runs/resnet18-digits-1 runs/resnet18-plain-digits-1
 
-Filters are drawn per input channel, in colours symmetric about zero, and fused as RGB where the input is RGB.
+Filters are drawn per input channel, in colours symmetric about zero, and fused as RGB where the input is RGB. The
+reverse ResNet is after Zeiler and Fergus; resnet_min/deconvnet.py says how, and what --shortcut means.
 """
 
 from __future__ import annotations
 
 import argparse
-import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from resnet_min.errors import UserError, run_script
 
 if TYPE_CHECKING:  # torch and matplotlib are imported where they are used, so that --help is quick
-    from torch import nn
+    from resnet_min.data import Split
+    from resnet_min.looking import Subject, Trained
+    from resnet_min.model import ResNet
+
+# What each option goes with; one that would change nothing is an error.
+GOES_WITH = {
+    "image": ("features", "reconstruct", "gradcam"),
+    "channel": ("features", "top", "reconstruct"),
+    "class": ("gradcam",),
+    "shortcut": ("reconstruct",),
+    "rectify": ("reconstruct",),
+}
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -27,30 +42,43 @@ def get_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("checkpoint", nargs="?", metavar="CKPT", help="checkpoint or run folder (default: newest run)")
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--layer", metavar="NAME", help="draw the filters of this convolution")
-    what.add_argument("--list-layers", action="store_true", help="print the layers' names and output shapes")
-    what.add_argument("--curves", nargs="+", metavar="RUN", help="draw the loss and accuracy of runs over each other")
+    main = parser.add_mutually_exclusive_group(required=True)
+    main.add_argument("--layer", metavar="NAME", help="the layer to look at; all: the stem and every stage")
+    main.add_argument("--list-layers", action="store_true", help="print the layers' names and output shapes")
+    main.add_argument("--curves", nargs="+", metavar="RUN", help="draw the loss and accuracy of runs over each other")
+    parser.add_argument(
+        "--what", choices=("filters", "features", "top", "reconstruct", "gradcam"),
+        help="filters; features: the layer's maps; top: the images that excite a channel most, each with the receptive "
+        "field of its peak; reconstruct: the maps projected back to the pixels; gradcam: what speaks for a class "
+        "(default: filters, of all layers features)",
+    )  # fmt: skip
+    parser.add_argument("--image", metavar="FILE|INDEX", help="a picture, or a test image's number (default: 0)")
+    parser.add_argument(
+        "--channel", type=int, metavar="K", help="this channel alone (default: those that reach highest)"
+    )
+    parser.add_argument("--class", metavar="NAME", help="of gradcam (default: the predicted class)")
+    parser.add_argument(
+        "--shortcut", choices=("add", "subtract", "main"),
+        help="how reconstruct goes through shortcuts (default: add; with --layer all a row of each)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--rectify", action=argparse.BooleanOptionalAction, help="ReLUs in reconstruct, by the signal (default: on)"
+    )
+    parser.add_argument("--data", help="where test images are from (default: the run's own data)")
+    parser.add_argument("--data-dir", help="where named data sets are (default: the run's own)")
+    parser.add_argument("--cache-dir", help="where decoded images are kept (default: the run's own)")
     parser.add_argument(
         "--out", metavar="FILE", help="picture to write: .png, .pdf or .svg "
-        "(default: filters-NAME.png beside the checkpoint; curves.png here)",
+        "(default: WHAT-LAYER.png beside the checkpoint; curves.png here)",
     )  # fmt: skip
     return parser
 
 
-def find_layer(model: nn.Module, name: str) -> nn.Module:
-    """The module called `name`. Raises UserError that suggests the nearest names."""
-    known = [known for known, _ in model.named_modules() if known]
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=3)
-        hint = f", did you mean {' or '.join(near)}?" if near else ";"
-        raise UserError(f"unknown layer {name!r}{hint} --list-layers names all")
-    return model.get_submodule(name)
-
-
-def list_layers(model: nn.Module, size: int) -> None:
-    """Print every layer that makes something, in the order of use: name, kind, output shape for one image."""
+def list_layers(model: ResNet, size: int) -> None:
+    """Print every layer that makes something, in the order of use: kind, receptive field, output for one image."""
     import torch
+
+    from resnet_min import layers
 
     rows = []
     for name, module in model.named_modules():
@@ -60,25 +88,63 @@ def list_layers(model: nn.Module, size: int) -> None:
     with torch.inference_mode():
         model(torch.zeros(1, 3, size, size))
     rows = [row for row in rows if row[0]]
+    graph = layers.graph(model)
     wide, kind = (max(len(row[column]) for row in rows) for column in (0, 1))
-    print(f"{'layer':{wide}}  {'kind':{kind}}  output for one image of {size}x{size}")
+    print(f"{'layer':{wide}}  {'kind':{kind}}  {'sees':9}  output for one image of {size}x{size}")
     for name, type_name, shape in rows:
-        print(f"{name:{wide}}  {type_name:{kind}}  {' x '.join(map(str, shape))}")
+        maps = layers.inside(model, name)
+        sees = "{0}x{0}".format(layers.field_size(graph, maps[-1])) if maps else "all"
+        print(f"{name:{wide}}  {type_name:{kind}}  {sees:9}  {' x '.join(map(str, shape))}")
 
 
-def draw_filters(model: nn.Module, name: str, path: Path) -> None:
+def test_images(trained: Trained, args: argparse.Namespace) -> tuple[str, Split]:
+    from resnet_min.evaluation import load_split
+
+    return load_split(
+        trained.config, trained.classes, source=args.data, data_dir=args.data_dir, cache_dir=args.cache_dir
+    )
+
+
+def look_at(text: str, trained: Trained, args: argparse.Namespace) -> Subject:
+    """The image that `--image` names. Raises UserError where it is neither a picture nor a test image's number."""
+    import torch
+    from PIL import Image
+
+    from resnet_min import data, looking
+
+    size = trained.config.image_size or 32
+    if Path(text).is_file():
+        pixels, name = torch.tensor(data.pixels(text, size)), Path(text).name
+        with Image.open(text) as image:
+            was, kind = f"{image.width}x{image.height} {image.mode}", image.format
+        if was != f"{size}x{size} RGB":
+            print(f"converted: {was} {kind} to {size}x{size} RGB (its shorter side resized, its middle kept)")
+    elif text.isdecimal():
+        source, split = test_images(trained, args)
+        if int(text) >= len(split):
+            raise UserError(f"--image {text}: {source} has the test images 0 to {len(split) - 1}")
+        pixels, name = split.images[int(text)], f"test image {text} ({trained.classes[split.labels[int(text)]]})"
+    else:
+        raise UserError(f"--image {text}: no such file; wanted a picture, or the number of a test image")
+    subject = looking.subject(trained, pixels, name)
+    print(f"image: {subject.caption}")
+    return subject
+
+
+def draw_filters(model: ResNet, name: str, path: Path) -> None:
     """Draw the filters of the convolution called `name`."""
     from torch import nn
 
-    from resnet_min import pictures
+    from resnet_min import layers, pictures
 
-    module = find_layer(model, name)
+    module = layers.find(model, name)
     if not isinstance(module, nn.Conv2d):
         inside = sorted(f"{name}.{child}" for child, part in module.named_modules() if isinstance(part, nn.Conv2d))
-        hint = f"inside it are {', '.join(inside[:4])}" if inside else "--layer takes a convolution, such as conv1"
-        raise UserError(f"{name} is a {type(module).__name__} and has no filters; {hint}")
+        hint = f"inside it are {', '.join(inside[:4])}" if inside else "conv1 is a convolution, which has"
+        raise UserError(f"{name} is a {type(module).__name__} and has no filters; {hint}; or take another --what")
     cut = pictures.filters(module.weight.detach().float(), path, layer=name)
-    print(f"filters: {path}" + (f" (shown: {cut})" if cut else ""))
+    if cut:
+        print(f"shown: {cut}")
 
 
 def draw_curves(names: list[str], path: Path) -> None:
@@ -94,6 +160,14 @@ def draw_curves(names: list[str], path: Path) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = get_parser()
     args = parser.parse_args(argv)
+    what = args.what or ("features" if args.layer == "all" else "filters")
+    for option, kinds in GOES_WITH.items():
+        if getattr(args, option) is not None and (args.layer is None or what not in kinds):
+            parser.error(f"--{option} goes with --layer and --what {' or '.join(kinds)}")
+    if args.what and args.layer is None:
+        parser.error("--what goes with --layer")
+    if args.layer == "all" and (args.channel is not None or what in ("filters", "top")):
+        parser.error("--layer all goes with --what features, reconstruct or gradcam, and without --channel")
     if args.curves:
         if args.checkpoint is not None:
             parser.error("name runs after --curves, not before it")
@@ -104,9 +178,36 @@ def main(argv: list[str] | None = None) -> None:
     path = checkpoint.find(args.checkpoint)
     print(f"checkpoint: {path}{' (the newest run)' if args.checkpoint is None else ''}")
     model, saved = checkpoint.load_model(path)
+    config, classes = checkpoint.config_of(saved), saved["classes"]
     if args.list_layers:
-        return list_layers(model, checkpoint.config_of(saved).input_size)
-    draw_filters(model, args.layer, Path(args.out) if args.out else path.parent / f"filters-{args.layer}.png")
+        return list_layers(model, config.input_size)
+    channel = "" if args.channel is None else f"-{args.channel}"
+    picture = Path(args.out) if args.out else path.parent / f"{what}-{args.layer}{channel}.png"
+    if what == "filters":
+        draw_filters(model, args.layer, picture)
+    else:
+        from resnet_min import layers, looking
+
+        layers.chosen(model, args.layer)  # a slip shows before any image is read
+        trained = looking.Trained(model, config, classes, saved["mean"], saved["std"])
+        wanted = getattr(args, "class")
+        if wanted is not None and wanted not in classes:
+            raise UserError(f"--class {wanted}: the classes are {', '.join(classes)}")
+        if config.plain and args.shortcut is not None:
+            raise UserError("--shortcut: this is a plain network, which has no shortcuts")
+        if what == "top":
+            looking.top(trained, test_images(trained, args)[1], args.layer, args.channel, picture)
+        else:
+            subject = look_at(args.image or "0", trained, args)
+            if what == "features":
+                looking.features(trained, subject, args.layer, args.channel, picture)
+            elif what == "reconstruct":
+                rectify = args.rectify is not False
+                looking.reconstruct(trained, subject, args.layer, args.channel, args.shortcut, rectify, picture)
+            else:
+                target = subject.predicted if wanted is None else classes.index(wanted)
+                looking.gradcam(trained, subject, args.layer, target, picture)
+    print(f"{what}: {picture}")
 
 
 if __name__ == "__main__":

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 
 from . import plots
 from .errors import UserError
@@ -93,22 +96,98 @@ def _mosaic(filters: np.ndarray, columns: int) -> np.ndarray:
     return mosaic
 
 
-def images(pictures: Any, captions: Sequence[str], path: str | Path, *, title: str) -> None:
-    """A grid of images, each with a caption of one or two lines. pictures: uint8 [N, H, W, 3], N at least 1."""
-    columns = min(len(pictures), max(4, math.ceil(math.sqrt(1.5 * len(pictures)))))
-    rows = math.ceil(len(pictures) / columns)
-    figure = plots.new_figure(max(5, 1.6 * columns), 2 * rows + 0.6)
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes, picture, caption in zip(grid, np.asarray(pictures), captions, strict=False):
-        axes.imshow(picture)
-        axes.set_title(plots.plain(caption), fontsize=8)
-    for axes in grid:
-        bare(axes)
+class Panel(NamedTuple):
+    """One picture of a grid: RGB [H, W, 3], uint8 or float 0 to 1, a caption of one or two lines, marks in pixels."""
+
+    picture: np.ndarray
+    caption: str = ""
+    box: tuple[int, int, int, int] | None = None  # (top, left, bottom, right), the last two exclusive
+    heat: np.ndarray | None = None  # [h, w], not negative: laid over the picture, brightest where it is highest
+
+
+BLANK = Panel(np.ones((1, 1, 3)))
+
+
+def panels(
+    rows: Sequence[Sequence[Panel]], path: str | Path, *, title: str, labels: Sequence[str] = (), note: str = ""
+) -> None:
+    """A grid of pictures, row by row. labels: at the left of each row; note: below all, what the pictures show."""
+    columns = max(len(row) for row in rows)
+    lines = 1 + max(panel.caption.count("\n") for row in rows for panel in row)
+    across = 1.5 * columns + 0.09 * max(map(len, labels), default=0)
+    figure = plots.new_figure(max(5.5, across), (1.5 + 0.16 * lines) * len(rows) + 0.9)
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for row, line in zip(rows, grid, strict=True):
+        for axes in line:
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+        for panel, axes in zip(row, line, strict=False):
+            height, width = panel.picture.shape[:2]
+            axes.imshow(panel.picture, extent=(0, width, height, 0))
+            axes.set_title(plots.plain(panel.caption), fontsize=8)
+            if panel.box is not None:
+                _mark(axes, panel.box)
+            if panel.heat is not None:
+                top = panel.heat.max() or 1
+                smooth = {"extent": (0, width, height, 0), "interpolation": "bilinear"}
+                axes.imshow(panel.heat / top, "inferno", Normalize(0, 1), alpha=0.6, **smooth)
+    for label, line in zip(labels, grid, strict=False):
+        line[0].set_ylabel(plots.plain(label), rotation=0, ha="right", va="center", fontsize=9)
     figure.suptitle(plots.plain(title), fontsize=11)
+    if note:
+        figure.supxlabel(plots.plain(note), fontsize=8)
     plots.save(figure, path)
 
 
-def bare(axes: Axes) -> None:
-    """Leave only what is inside the axes, and their title."""
-    axes.set(xticks=[], yticks=[])
-    axes.spines[:].set_visible(False)
+def _mark(axes: Axes, box: tuple[int, int, int, int]) -> None:
+    """A rectangle, white on black, so that it shows on any picture."""
+    top, left, bottom, right = box
+    for colour, width in (("black", 2.8), ("white", 1.2)):
+        axes.add_patch(
+            Rectangle((left, top), right - left, bottom - top, fill=False, color=colour, linewidth=width, clip_on=False)
+        )
+
+
+def centred(values: Any) -> np.ndarray:
+    """A signal [3, H, W] as RGB: grey is zero; its scale is its own, from the highest of all but 0.5% of magnitudes."""
+    values = np.moveaxis(np.asarray(values, dtype=np.float64), 0, -1)
+    scale = np.quantile(np.abs(values), 0.995) or np.abs(values).max()
+    return np.clip(0.5 + 0.5 * values / (scale or 1), 0, 1)
+
+
+def coloured(values: Any, limit: float, signed: bool) -> np.ndarray:
+    """A map [h, w] as RGB, with `limit` the end of the scale: red and blue about zero, or from dark to light."""
+    colours = colormaps["RdBu_r" if signed else "viridis"]
+    return colours(Normalize(-limit if signed else 0, limit or 1)(np.asarray(values)))[..., :3]
+
+
+def features(image: Any, maps: Any, path: str | Path, *, title: str, numbers: Sequence[int]) -> None:
+    """An image and the maps that a layer makes of it, as one grid with one scale.
+
+    image: RGB [H, W, 3]; maps: float [N, h, w], the channels called `numbers`. Maps with negative values are in
+    colours symmetric about zero, others from dark (zero) to light.
+    """
+    maps = np.asarray(maps, dtype=np.float64)
+    limit, signed = float(np.abs(maps).max()) or 1.0, bool(maps.min() < 0)
+    columns = math.ceil(math.sqrt(1.3 * len(maps)))
+    rows = math.ceil(len(maps) / columns)
+    tall = max(3.2, 0.85 * rows)
+    figure = plots.new_figure(2.8 + tall * columns / rows + 1.2, tall + 0.8)
+    left, right = figure.subplots(1, 2, width_ratios=(2.6, tall * columns / rows))
+    left.imshow(np.asarray(image))
+    pitch_y, pitch_x = (_zoom(maps) * side + GAP for side in maps.shape[1:])
+    colours = ("RdBu_r", Normalize(-limit, limit)) if signed else ("viridis", Normalize(0, limit))
+    picture = right.imshow(_mosaic(maps, columns), *colours)
+    right.set_facecolor("0.8" if signed else "white")
+    for place, number in enumerate(numbers):
+        y, x = GAP + pitch_y * (place // columns), GAP + pitch_x * (place % columns)
+        text = right.text(
+            x + 0.03 * pitch_x, y + 0.04 * pitch_y, number, ha="left", va="top", fontsize=6, color="white"
+        )
+        text.set_path_effects([withStroke(linewidth=1.5, foreground="black")])
+    figure.colorbar(picture, ax=right, label="activation", aspect=30, shrink=0.8)
+    for axes in (left, right):
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+    figure.suptitle(plots.plain(title), fontsize=11)
+    plots.save(figure, path)

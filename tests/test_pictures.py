@@ -62,10 +62,41 @@ def test_filters_refuse_another_weight(tmp_path):
         pictures.filters(torch.zeros(10, 64), tmp_path / "f.png", layer="fc")
 
 
-@pytest.mark.parametrize("count", [1, 3, 40])
-def test_a_grid_of_images(tmp_path, drawn, count):
-    images = torch.randint(0, 256, (count, 32, 32, 3), dtype=torch.uint8)
-    captions = ["automobile, not\nautomobile 100%"] * (count - 1) + ["_a name, not\n$x$ 3%"]
-    pictures.images(images, captions, tmp_path / "i.png", title="the mistakes it was most confident of")
-    assert sum(len(axes.images) for axes in drawn[0].axes) == count
-    check_legible(drawn[0], tmp_path / "i.png", most_bytes=1_200_000)
+@pytest.mark.parametrize("columns, rows", [(1, 1), (3, 1), (8, 4)])
+def test_panels(tmp_path, drawn, columns, rows):
+    image = np.random.default_rng(0).integers(0, 256, (32, 40, 3), dtype=np.uint8)
+    panel = pictures.Panel(image, "automobile →\n_auto$mobile$ 100%", box=(0, 5, 32, 40), heat=np.eye(4))
+    grid = [[panel] * columns] * (rows - 1) + [[panel, pictures.BLANK][:columns]]
+    labels = [f"layer{row}.0.conv2\n512 × 4 × 4" for row in range(rows)]
+    pictures.panels(grid, tmp_path / "p.png", title="cat.jpg, predicted cat (52.1%)", labels=labels, note="a note")
+    first = drawn[0].axes[0]
+    assert first.images[1].get_array().max() == 1 and first.images[1].get_extent() == [0, 40, 32, 0]
+    assert first.patches[0].get_bbox().bounds == (5, 0, 35, 32)
+    check_legible(drawn[0], tmp_path / "p.png", most_bytes=600_000)
+
+
+@pytest.mark.parametrize("count, side, signed", [(1, 32, False), (16, 32, True), (64, 4, False)])
+def test_features(tmp_path, drawn, count, side, signed):
+    maps = np.random.default_rng(0).normal(size=(count, side, side + 1))
+    maps = maps if signed else np.abs(maps)
+    numbers = [3 * number for number in range(count)]
+    pictures.features(
+        np.zeros((32, 32, 3)), maps, tmp_path / "f.png", title="cat, predicted cat (9%)\nf", numbers=numbers
+    )
+    limit = np.abs(maps).max()
+    assert drawn[0].axes[1].images[0].get_clim() == (-limit if signed else 0, limit)
+    assert [text.get_text() for text in drawn[0].axes[1].texts] == [str(number) for number in numbers]
+    check_legible(drawn[0], tmp_path / "f.png")
+
+
+def test_maps_and_projections_as_colours():
+    grey = pictures.centred(np.zeros((3, 4, 5)))
+    assert grey.shape == (4, 5, 3) and (grey == 0.5).all()
+    signal = np.zeros((3, 4, 4))
+    signal[:, 0, 0] = 2, -2, 1
+    assert pictures.centred(signal)[0, 0].tolist() == [1, 0, 0.75]
+    low, high = pictures.coloured(np.array([[0.0, 7.0]]), 7.0, signed=False)[0]
+    assert low.sum() < 0.8 < high.sum()
+    minus, zero, plus = pictures.coloured(np.array([[-7.0, 0, 7]]), 7.0, signed=True)[0]
+    assert minus[2] > minus[0] and plus[0] > plus[2] and zero.min() > 0.9
+    assert pictures.coloured(np.zeros((2, 2)), 0.0, signed=False).shape == (2, 2, 3)

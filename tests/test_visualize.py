@@ -1,11 +1,13 @@
 import json
 
+import numpy as np
 import pytest
 import torch
+from conftest import check_legible
 from PIL import Image
 
 import visualize
-from resnet_min import checkpoint
+from resnet_min import checkpoint, pictures
 from resnet_min.config import Config
 from resnet_min.errors import UserError
 from resnet_min.model import from_config
@@ -40,13 +42,13 @@ def test_filters_of_the_newest_run(run, capsys):
     visualize.main(["--layer", "conv1"])
     text = capsys.readouterr().out
     assert "runs/small-1/last.pt (the newest run)" in text
-    assert "filters: runs/small-1/filters-conv1.png\n" in text
+    assert text.endswith("filters: runs/small-1/filters-conv1.png\n")
     assert Image.open(run / "filters-conv1.png").size[0] > 800
 
 
 def test_filters_of_a_deeper_layer_say_what_was_cut(run, tmp_path, capsys):
     visualize.main([str(run), "--layer", "layer2.0.conv1", "--out", str(tmp_path / "deep" / "f.png")])
-    assert "f.png (shown: the first 4 of 16 input channels)" in capsys.readouterr().out
+    assert "shown: the first 4 of 16 input channels\n" in capsys.readouterr().out
     assert (tmp_path / "deep" / "f.png").is_file()
 
 
@@ -58,7 +60,7 @@ def test_filters_of_a_deeper_layer_say_what_was_cut(run, tmp_path, capsys):
         ("zzz", "unknown layer 'zzz'; --list-layers"),
         ("", "unknown layer ''"),
         ("layer1", "layer1 is a Sequential and has no filters; inside it are layer1.0.conv1, layer1.0.conv2"),
-        ("fc", "fc is a Linear and has no filters; --layer takes a convolution"),
+        ("fc", "fc is a Linear and has no filters; conv1 is a convolution"),
         ("bn1", "bn1 is a BatchNorm2d"),
     ],
 )
@@ -72,14 +74,153 @@ def test_list_layers(run, capsys):
     visualize.main([str(run), "--list-layers"])
     lines = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
     assert lines[0][-1] == "40x40"
-    layers = {name: (kind, " ".join(shape)) for name, kind, *shape in lines[1:]}
-    assert layers["conv1"] == ("Conv2d", "4 x 20 x 20")
-    assert layers["maxpool"] == ("MaxPool2d", "4 x 10 x 10")
-    assert layers["layer2.0.downsample.0"] == ("Conv2d", "32 x 5 x 5")
-    assert layers["layer2.0"] == ("Bottleneck", "32 x 5 x 5")
-    assert layers["fc"] == ("Linear", "10")
+    layers = {name: (kind, sees, " ".join(shape)) for name, kind, sees, *shape in lines[1:]}
+    assert layers["conv1"] == ("Conv2d", "7x7", "4 x 20 x 20")
+    assert layers["maxpool"] == ("MaxPool2d", "11x11", "4 x 10 x 10")
+    assert layers["layer2.0.downsample.0"] == ("Conv2d", "19x19", "32 x 5 x 5")
+    assert layers["layer2.0"] == ("Bottleneck", "27x27", "32 x 5 x 5")
+    assert layers["avgpool"] == ("AdaptiveAvgPool2d", "all", "32 x 1 x 1")
+    assert layers["fc"] == ("Linear", "all", "10")
     names = [line[0] for line in lines[1:]]
     assert names.index("layer1") < names.index("layer2.0.conv1") < names.index("fc")  # in the order of use
+
+
+WHATS = {
+    "features": ["--layer", "layer1.0.bn2", "--what", "features", "--image", "3"],
+    "features of one channel": ["--layer", "layer1.0.relu1", "--what", "features", "--channel", "3"],
+    "features of all": ["--layer", "all"],
+    "top": ["--layer", "layer1", "--what", "top"],
+    "top of one channel": ["--layer", "maxpool", "--what", "top", "--channel", "2"],
+    "reconstruct": ["--layer", "layer2.0.downsample", "--what", "reconstruct", "--shortcut", "subtract"],
+    "reconstruct one channel": ["--layer", "layer2", "--what", "reconstruct", "--channel", "31", "--no-rectify"],
+    "reconstruct all": ["--layer", "all", "--what", "reconstruct"],
+    "gradcam": ["--layer", "layer2", "--what", "gradcam", "--class", "7"],
+    "gradcam of all": ["--layer", "all", "--what", "gradcam"],
+}
+
+
+@pytest.mark.parametrize("argv", WHATS.values(), ids=WHATS)
+def test_every_kind_of_picture_is_legible(run, drawn, capsys, argv):
+    visualize.main([str(run), *argv])
+    text = capsys.readouterr().out
+    what = argv[3] if len(argv) > 2 else "features"
+    channel = f"-{argv[argv.index('--channel') + 1]}" if "--channel" in argv else ""
+    picture = run / f"{what}-{argv[1]}{channel}.png"
+    assert text.endswith(f"{what}: {picture}\n")
+    if what != "top":
+        number = 3 if "--image" in argv else 0
+        assert f"image: test image {number} (" in text and "predicted" in text
+    check_legible(drawn[0], picture)
+
+
+def test_what_the_pictures_show(run, monkeypatch):
+    shown = {}
+    monkeypatch.setattr(pictures, "panels", lambda rows, path, **said: shown.update(said, rows=rows))
+    visualize.main([str(run), "--layer", "all", "--what", "reconstruct"])
+    assert shown["labels"] == ["shortcuts: add", "shortcuts: subtract", "shortcuts: main"]
+    add, subtract, main = (
+        [panel.picture for panel in row if panel.caption in ("maxpool", "layer2")] for row in shown["rows"]
+    )
+    assert (add[0] == subtract[0]).all()  # no shortcut is before the first block
+    assert not (add[1] == subtract[1]).all() and not (add[1] == main[1]).all()
+    visualize.main([str(run), "--layer", "layer2", "--what", "reconstruct", "--channel", "5", "--shortcut", "main"])
+    assert [panel.caption for panel in shown["rows"][0]] == ["image", "its map", "channel 5", "its peak alone"]
+    assert "shortcuts: main" in shown["title"] and shown["rows"][0][3].box is not None
+
+    visualize.main([str(run), "--layer", "conv1", "--what", "top", "--channel", "0"])
+    peaks = [float(panel.caption.split()[-1]) for row in shown["rows"] for panel in row]
+    assert len(peaks) == 16 and peaks == sorted(peaks, reverse=True)
+    for row in shown["rows"]:
+        for panel in row:
+            top, left, bottom, right = panel.box
+            assert 0 <= top < bottom <= 40 and 4 <= bottom - top <= 7 and 4 <= right - left <= 7
+
+
+def test_a_plain_net_has_no_shortcuts_to_go_through(run, monkeypatch):
+    saved = checkpoint.load(run)
+    config = Config(**{**saved["config"], "plain": True})
+    saved.update(config={**saved["config"], "plain": True}, model=from_config(config, 10).state_dict())
+    checkpoint.save(run / "last.pt", saved)
+    shown = {}
+    monkeypatch.setattr(pictures, "panels", lambda rows, path, **said: shown.update(said, rows=rows))
+    visualize.main([str(run), "--layer", "all", "--what", "reconstruct"])
+    assert len(shown["rows"]) == 1 and not shown["labels"]
+    with pytest.raises(UserError, match="plain"):
+        visualize.main([str(run), "--layer", "layer2", "--what", "reconstruct", "--shortcut", "main"])
+
+
+def save_grey(path):
+    Image.fromarray(np.arange(60 * 50).reshape(60, 50).astype(np.uint16) * 20).save(path)
+
+
+def save_palette(path):
+    Image.effect_noise((32, 32), 50).convert("P").save(path, transparency=3)
+
+
+def save_rgba(path):
+    Image.new("RGBA", (90, 30), (200, 30, 30, 128)).save(path)
+
+
+@pytest.mark.parametrize(
+    "save, said", [(save_grey, "50x60 I;16 PNG"), (save_palette, "32x32 P PNG"), (save_rgba, "90x30 RGBA PNG")]
+)
+def test_a_picture_of_another_size_or_mode_is_converted_and_that_is_said(run, tmp_path, capsys, save, said):
+    save(tmp_path / "p.png")
+    visualize.main([str(run), "--layer", "layer1", "--what", "gradcam", "--image", "p.png"])
+    text = capsys.readouterr().out
+    assert f"converted: {said} to 40x40 RGB" in text and "image: p.png, predicted" in text
+
+
+@pytest.mark.parametrize(
+    "argv, said",
+    [
+        (
+            ["layer1", "features", "--image", "none.png"],
+            "--image none.png: no such file; wanted a picture, or the number",
+        ),
+        (["layer1", "features", "--image", "360"], "digits has the test images 0 to 359"),
+        (["layer1", "features", "--image", "-1"], "no such file"),
+        (["layer1", "features", "--image", "runs/small-1/last.pt"], "cannot read the image runs/small-1/last.pt"),
+        (["layer1", "features", "--channel", "16"], "--channel 16: layer1 has the channels 0 to 15"),
+        (["layer1", "top", "--channel", "-1"], "--channel -1: layer1 has the channels 0 to 15"),
+        (["layer1", "reconstruct", "--channel", "99"], "--channel 99: layer1 has"),
+        (["fc", "features"], "fc is a Linear and has no spatial output; the last layer that has one is layer2"),
+        (["avgpool", "reconstruct"], "no spatial output"),
+        (["dropout", "gradcam"], "no spatial output"),
+        (["layr1", "top"], "did you mean layer1"),
+        (["layer1", "gradcam", "--class", "cat"], "--class cat: the classes are 0, 1, 2"),
+        (["layer1", "features", "--data", "nowhere"], "nowhere"),
+        (["layer1", "features", "--out", "p.doc"], "pictures are .png, .pdf or .svg"),
+    ],
+)
+def test_bad_input(run, argv, said):
+    layer, what, *rest = argv
+    with pytest.raises(UserError) as error:
+        visualize.main([str(run), "--layer", layer, "--what", what, *rest])
+    assert said in str(error.value)
+    assert not list(run.glob("*.png"))
+
+
+@pytest.mark.parametrize(
+    "argv, said",
+    [
+        (
+            ["--layer", "conv1", "--image", "3"],
+            "--image goes with --layer and --what features or reconstruct or gradcam",
+        ),
+        (["--layer", "conv1", "--channel", "3"], "--channel goes with --layer and --what features or top"),
+        (["--layer", "conv1", "--what", "top", "--class", "3"], "--class goes with --layer and --what gradcam"),
+        (["--layer", "conv1", "--what", "top", "--rectify"], "--rectify goes with --layer and --what reconstruct"),
+        (["--layer", "all", "--channel", "3"], "without --channel"),
+        (["--layer", "all", "--what", "top"], "--layer all goes with"),
+        (["--list-layers", "--what", "top"], "--what goes with --layer"),
+        (["--list-layers", "--image", "3"], "--image goes with --layer"),
+    ],
+)
+def test_an_option_that_would_change_nothing_is_refused(run, capsys, argv, said):
+    with pytest.raises(SystemExit) as left:
+        visualize.main(argv)
+    assert left.value.code == 2 and said in capsys.readouterr().err
 
 
 def test_curves_of_several_runs(tmp_path, monkeypatch, capsys):

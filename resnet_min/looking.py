@@ -1,0 +1,195 @@
+"""What visualize.py draws of a trained network: maps, what excites them, the way back to the pixels, Grad-CAM.
+
+Each function takes a layer, any module with maps, or "all" for the stem and every stage, and writes one picture. They
+raise UserError for an unknown layer, one without spatial output, or a channel that it does not have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import activations, deconvnet, layers, pictures
+from .augment import Batches
+from .config import Config
+from .data import Split
+from .errors import UserError
+from .model import ResNet
+from .pictures import BLANK, Panel
+
+MOST_MAPS = 64  # of one picture
+FEW = 8  # panels in a row
+ROWS = 6  # of channels
+
+
+class Trained(NamedTuple):
+    """What a checkpoint holds: the network in eval mode, its options, its classes, how its images are normalised."""
+
+    model: ResNet
+    config: Config
+    classes: list[str]
+    mean: list[float]
+    std: list[float]
+
+    def batches(self, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
+        """(images [B, 3, H, W], labels [B]) as the network takes them, in float32 on the CPU."""
+        return Batches(split, batch_size=256, mean=self.mean, std=self.std, resize=self.config.resize).ordered()
+
+    def picture(self, x: Tensor) -> np.ndarray:
+        """One of these images, [3, H, W], as RGB from 0 to 1, [H, W, 3]."""
+        return (x.numpy().transpose(1, 2, 0) * self.std + self.mean).clip(0, 1)
+
+
+class Subject(NamedTuple):
+    """The image that is looked at."""
+
+    x: Tensor  # float [1, 3, H, W], as the network takes it
+    picture: np.ndarray  # the same as RGB from 0 to 1, [H, W, 3]
+    predicted: int  # class
+    caption: str  # its name and prediction
+
+
+@torch.no_grad()
+def subject(trained: Trained, pixels: Tensor, name: str) -> Subject:
+    """An image, uint8 [H, W, 3], with the network's prediction."""
+    ((x, _),) = trained.batches(Split(pixels[None], torch.zeros(1, dtype=torch.int64)))
+    share, predicted = trained.model(x).softmax(1)[0].max(0)
+    caption = f"{name}, predicted {trained.classes[predicted]} ({100 * share:.1f}%)"
+    return Subject(x, trained.picture(x[0]), int(predicted), caption)
+
+
+def check_channel(channel: int, channels: int, layer: str) -> None:
+    if not 0 <= channel < channels:
+        raise UserError(f"--channel {channel}: {layer} has the channels 0 to {channels - 1}")
+
+
+def strongest(maps: Tensor, most: int) -> list[int]:
+    """The channels of maps [C, h, w] that reach highest, the highest first."""
+    return maps.amax((1, 2)).topk(min(most, len(maps))).indices.tolist()
+
+
+def maps_of(trained: Trained, subject: Subject, layer: str) -> dict[str, Tensor]:
+    """Layer -> its maps for the subject, float [C, h, w]."""
+    with torch.no_grad():
+        _, maps = layers.outputs(trained.model, subject.x, layers.chosen(trained.model, layer))
+    return {name: made[0] for name, made in maps.items()}
+
+
+def coloured(maps: Tensor, channels: list[int]) -> list[np.ndarray]:
+    """Some channels of maps [C, h, w] as RGB, in the scale of all."""
+    limit, signed = float(maps.abs().max()), bool(maps.min() < 0)
+    return [pictures.coloured(maps[channel], limit, signed) for channel in channels]
+
+
+def features(trained: Trained, subject: Subject, layer: str, channel: int | None, path: Path) -> None:
+    """The maps of a layer, or one of them; of all layers, the strongest few of each."""
+    made = maps_of(trained, subject, layer)
+    if layer == "all":
+        rows, labels = [[Panel(subject.picture)]], ["image"]
+        for name, maps in made.items():
+            channels = strongest(maps, FEW)
+            rows.append([Panel(*both) for both in zip(coloured(maps, channels), map(str, channels), strict=True)])
+            labels.append(f"{name}\n{' × '.join(map(str, maps.shape))}")
+        note = "Channels that reach highest, each under its number. Dark is zero; each layer has its own scale."
+        return pictures.panels(rows, path, title=subject.caption, labels=labels, note=note)
+    maps = made[layer]
+    count, height, width = maps.shape
+    title, channels = f"{layer}: {count} maps of {height}×{width}", list(range(count))
+    if channel is not None:
+        check_channel(channel, count, layer)
+        title, channels = f"{layer}: channel {channel} of {count}, {height}×{width}", [channel]
+    elif count > MOST_MAPS:
+        title += f" (shown: the {MOST_MAPS} that reach highest)"
+        channels = sorted(strongest(maps, MOST_MAPS))
+    pictures.features(subject.picture, maps[channels], path, title=f"{subject.caption}\n{title}", numbers=channels)
+
+
+def top(trained: Trained, split: Split, layer: str, channel: int | None, path: Path) -> None:
+    """The images of `split` that excite a channel most, or those of the channels that reach highest."""
+    graph, place = layers.graph(trained.model), layers.locate(trained.model, layer)
+    peaks, places = activations.peaks(trained.model, trained.batches(split), layer)
+    if channel is not None:
+        check_channel(channel, peaks.shape[1], layer)
+    channels = strongest(peaks.T[:, :, None], ROWS) if channel is None else [channel]
+    rows = []
+    for number in channels:
+        best = peaks[:, number].topk(min(FEW if channel is None else 2 * FEW, len(peaks))).indices
+        ((xs, labels),) = trained.batches(Split(split.images[best], split.labels[best]))
+        row = []
+        for x, label, image in zip(xs, labels.tolist(), best.tolist(), strict=True):
+            box = layers.receptive_field(graph, place, tuple(places[image, number].tolist()), tuple(x.shape[1:]))
+            row.append(
+                Panel(trained.picture(x), f"{image}: {trained.classes[label][:12]}\n{peaks[image, number]:.2f}", box)
+            )
+        rows += [row[start : start + FEW] for start in range(0, len(row), FEW)]
+    which = "the channels that reach highest" if channel is None else f"channel {channel}"
+    pictures.panels(
+        rows, path, labels=[str(number) for number in channels] if channel is None else (),
+        title=f"{layer}, {which}: the images that excite {'each' if channel is None else 'it'} most",
+        note="Above each image: its number, its class and its peak. The frame is the peak's receptive field.",
+    )  # fmt: skip
+
+
+def reconstruct(
+    trained: Trained, subject: Subject, layer: str, channel: int | None, shortcut: str | None, rectify: bool, path: Path
+) -> None:
+    """The reverse ResNet (see deconvnet.py): from a layer's whole map and its strongest channels, or from one channel.
+
+    From all layers, the whole map of each. shortcut: None for "add", from all layers for a row of each.
+    """
+    made, model, image = maps_of(trained, subject, layer), trained.model, Panel(subject.picture, "image")
+    shown = "rectified" if rectify else "not rectified"
+    note = "Grey is zero; each projection has its own scale."
+
+    def project(name: str, signals: Tensor, captions: list[str], way: str) -> list[Panel]:
+        back = deconvnet.reconstruct(model, subject.x, name, signals, rectify=rectify, shortcut=way)
+        return [Panel(pictures.centred(one), caption) for one, caption in zip(back, captions, strict=True)]
+
+    if layer == "all":
+        ways = [shortcut or "add"] if shortcut or trained.config.plain else list(deconvnet.SHORTCUTS)
+        rows = [[image]] + [[BLANK] for _ in ways[1:]]
+        for row, way in zip(rows, ways, strict=True):
+            row += [panel for name, maps in made.items() for panel in project(name, maps[None], [name], way)]
+        title = f"the whole map of each depth, projected back to the pixels ({shown})"
+        labels = [] if trained.config.plain else [f"shortcuts: {way}" for way in ways]
+        return pictures.panels(rows, path, title=f"{subject.caption}\n{title}", labels=labels, note=note)
+
+    maps, way = made[layer], shortcut or "add"
+    if channel is not None:
+        check_channel(channel, len(maps), layer)
+    channels = strongest(maps, FEW - 2) if channel is None else [channel]
+    alone = torch.zeros(len(channels), *maps.shape)
+    for signal, number in zip(alone, channels, strict=True):
+        signal[number] = maps[number]
+    own = [Panel(picture, "its map") for picture in coloured(maps, channels)]
+    if channel is None:
+        captions = ["whole map", *(f"channel {number}" for number in channels)]
+        rows = [[image, *project(layer, torch.cat([maps[None], alone]), captions, way)], [BLANK, BLANK, *own]]
+        title = f"{layer}: its whole map, and its strongest channels each alone, projected back"
+    else:
+        row, column = divmod(int(maps[channel].argmax()), maps.shape[2])
+        peak = torch.zeros_like(alone)
+        peak[0, channel, row, column] = maps[channel, row, column]
+        whole, point = project(layer, torch.cat([alone, peak]), [f"channel {channel}", "its peak alone"], way)
+        place = layers.locate(model, layer)
+        box = layers.receptive_field(layers.graph(model), place, (row, column), tuple(subject.x.shape[2:]))
+        rows = [[image, *own, whole, point._replace(box=box)]]
+        title = f"{layer}, channel {channel}, projected back"
+        note += " The frame is the peak's receptive field."
+    title += f" ({shown}" + ("" if trained.config.plain else f", shortcuts: {way}") + ")"
+    pictures.panels(rows, path, title=f"{subject.caption}\n{title}", note=note)
+
+
+def gradcam(trained: Trained, subject: Subject, layer: str, target: int, path: Path) -> None:
+    """Grad-CAM of class `target`, over the image."""
+    row = [Panel(subject.picture, "image")]
+    for name in layers.chosen(trained.model, layer):
+        heat = activations.gradcam(trained.model, subject.x, name, target)[0].numpy()
+        row.append(Panel(subject.picture, name if heat.any() else f"{name}: nothing", heat=heat))
+    title = f"{subject.caption}\nGrad-CAM: what speaks for {trained.classes[target]}"
+    pictures.panels([row], path, title=title, note="Bright speaks for the class; each map has its own scale.")
