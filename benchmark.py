@@ -37,6 +37,7 @@ from resnet_min.augment import Batches
 from resnet_min.augment import draw as draw_epoch
 from resnet_min.config import ARCHS, Config
 from resnet_min.errors import UserError, run_script
+from resnet_min.graph import Recorder
 from resnet_min.model import resnet
 from resnet_min.timing import Call, Case, Row
 
@@ -305,6 +306,8 @@ def training_contenders(
     on_cpu = args.device.type == "cpu"
     plain = partial(plain_steps, args, split, batch, steps)
     contenders = {"ours": partial(our_steps, args, split, batch, steps), "eager, NCHW": partial(plain, torch.float32)}
+    if not on_cpu:
+        contenders["ours, --cuda-graph"] = partial(our_steps, args, split, batch, steps, Recorder())
     for dtype in dtypes(args.device):
         contenders[f"eager, channels_last, {name_of(dtype)}"] = partial(plain, dtype, torch.channels_last)
     fast = torch.bfloat16 if torch.bfloat16 in dtypes(args.device) else torch.float32
@@ -331,7 +334,9 @@ def new_net(args: argparse.Namespace) -> tuple[nn.Module, torch.optim.Optimizer]
     return net, engine.make_optimizer(Config(lr=0.01, nesterov=True, wd=5e-4), net)
 
 
-def our_steps(args: argparse.Namespace, split: data.Split, batch: int, steps: int) -> Call:
+def our_steps(
+    args: argparse.Namespace, split: data.Split, batch: int, steps: int, recorder: Recorder | None = None
+) -> Call:
     """What train.py does."""
     net, optimizer = new_net(args)
     net.to(memory_format=torch.channels_last)
@@ -344,7 +349,8 @@ def our_steps(args: argparse.Namespace, split: data.Split, batch: int, steps: in
     def call() -> float:
         ops.set_backend("auto")
         engine.keep_freed_memory()
-        losses, _ = engine.train_one_epoch(net, islice(endless, steps), optimizer, [0.01] * steps, where)
+        some = islice(endless, steps)
+        losses, _ = engine.train_one_epoch(net, some, optimizer, [0.01] * steps, where, recorder=recorder)
         return losses[0].item()
 
     return call

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -122,7 +123,10 @@ def prepare(config: Config) -> Job:
     from resnet_min.augment import Batches
 
     ops.set_backend(config.kernels)
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     where = engine.hardware(config.device, config.amp)
+    engine.choose_algorithms(config.deterministic)
     if where.device.type == "cpu":
         engine.keep_freed_memory()
     counts = config.task == "crowd"
@@ -225,6 +229,7 @@ def fit(job: Job, out: str | None, overwrite: bool, resume: Path | None) -> Run:
     from tqdm import tqdm
 
     from resnet_min import checkpoint, engine, transfer
+    from resnet_min.graph import Recorder
     from resnet_min.run import Run
     from resnet_min.schedule import learning_rate
 
@@ -249,6 +254,7 @@ def fit(job: Job, out: str | None, overwrite: bool, resume: Path | None) -> Run:
 
     # Looked at after every epoch. With a validation split, the test set is kept for the end.
     watched = "val" if "val" in job.held_out else "test"
+    recorder = Recorder() if config.cuda_graph and job.where.device.type == "cuda" else None
     for epoch in range(done + 1, config.epochs + 1):
         if epoch - 1 == config.freeze_epochs:  # the second phase, with an optimizer that remembers nothing of the first
             transfer.freeze(net, config, epoch)
@@ -259,8 +265,9 @@ def fit(job: Job, out: str | None, overwrite: bool, resume: Path | None) -> Run:
         began = time.perf_counter()
         try:
             losses, figure = engine.train_one_epoch(
-                net, job.batches.epoch(epoch), optimizer, rates, job.where, task.objective, after_step=bar.update
-            )
+                net, job.batches.epoch(epoch), optimizer, rates, job.where, task.objective,
+                after_step=bar.update, recorder=recorder,
+            )  # fmt: skip
         except engine.Diverged as error:
             kept = (
                 f"{run.folder / 'last.pt'} holds epoch {epoch - 1}" if epoch > 1 else "no epoch was finished before it"

@@ -38,10 +38,13 @@ def snapshot(
     rng = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         rng["cuda"] = torch.cuda.get_rng_state()
+    state = optimizer.state_dict()
+    for group in state["param_groups"]:
+        group["lr"] = float(group["lr"])  # under a CUDA graph it is a tensor
     return {
         "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "schedule": {"lr": optimizer.param_groups[0]["lr"]},
+        "optimizer": state,
+        "schedule": {"lr": state["param_groups"][0]["lr"]},
         "epoch": epoch,
         "step": step,
         "rng": rng,

@@ -101,6 +101,8 @@ class Config:
         "auto", "auto; extension: an error where it is not built; reference: plain PyTorch",
         choices=("auto", "extension", "reference"),
     )  # fmt: skip
+    deterministic: bool = option(False, "on a GPU, only algorithms that give the same bits in every run")
+    cuda_graph: bool = option(False, "on a GPU, take a whole training step as one CUDA graph")
 
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):  # JSON has lists; a Config has tuples

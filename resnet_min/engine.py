@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .config import Config
 from .errors import UserError
+from .graph import Recorder
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,16 @@ def _has_bf16(device: torch.device) -> bool:
     return False
 
 
+def choose_algorithms(deterministic: bool) -> None:
+    """Have cuDNN find its fastest algorithm for every shape; or torch use those that give the same bits again.
+
+    Where there is none (a max-pool's gradient on CUDA) torch warns. cuBLAS wants CUBLAS_WORKSPACE_CONFIG=:4096:8 in the
+    environment for it, before its first call.
+    """
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+
+
 def keep_freed_memory(keep: bool = True) -> None:
     """Have the C library keep what this process frees for its next allocation; `keep=False` has it as it is by default.
 
@@ -108,7 +119,16 @@ def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
             parameters, config.lr, config.momentum, weight_decay=config.wd, nesterov=config.nesterov, fused=True
         )
     kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
-    return kind(parameters, config.lr, weight_decay=config.wd, fused=True)
+    return kind(parameters, config.lr, weight_decay=config.wd, fused=True, capturable=config.cuda_graph)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate; where it is a tensor, in place."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -125,35 +145,45 @@ def train_one_epoch(
     where: Hardware,
     objective: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = cross_entropy,
     after_step: Callable[[], object] = lambda: None,
+    recorder: Recorder | None = None,
 ) -> tuple[Tensor, float]:
     """Train on each of `batches` (images [B,3,H,W], targets) once, step i at learning rate `rates[i]`.
 
     objective: (outputs in float32, targets) -> (loss, a figure of each image [B]).
+    recorder: takes the steps as a CUDA graph; one for all epochs.
 
     Returns (loss of every step [steps] on the CPU, mean figure of the outputs that the steps were taken from).
     Raises Diverged, naming the step of this epoch and its rate, at a loss that is NaN or infinite: on a CPU before that
     step is taken, on a GPU within 50 steps (it is asked rarely, so as not to wait for it).
     """
-    model.train()
-    losses = torch.zeros(len(rates), device=where.device)
-    figures, seen, checked = torch.zeros((), dtype=torch.float64, device=where.device), 0, 0
-    for step, ((images, targets), rate) in enumerate(zip(batches, rates, strict=True)):
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+
+    def step(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         with where.autocast():
             outputs = model(images)
         loss, figure = objective(outputs.float(), targets)
-        losses[step] = loss.detach()
-        if where.device.type == "cpu" or step % 50 == 49 or step == len(rates) - 1:
-            for at, value in enumerate(losses[checked : step + 1].tolist(), start=checked):
+        if where.device.type != "cpu" or math.isfinite(loss.item()):
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return loss.detach(), figure.sum()
+
+    model.train()
+    losses = torch.zeros(len(rates), device=where.device)
+    figures, seen, checked = torch.zeros((), dtype=torch.float64, device=where.device), 0, 0
+    for number, ((images, targets), rate) in enumerate(zip(batches, rates, strict=True), start=1):
+        set_rate(optimizer, rate)
+        if recorder is None:
+            loss, figure = step(images, targets)
+        else:
+            loss, figure = recorder.take(step, images, targets, optimizer)
+        losses[number - 1] = loss
+        figures += figure
+        seen += len(images)
+        if where.device.type == "cpu" or number % 50 == 0 or number == len(rates):
+            for at, value in enumerate(losses[checked:number].tolist(), start=checked):
                 if not math.isfinite(value):
                     raise Diverged(f"the loss is {value} at step {at + 1} of {len(rates)}, learning rate {rates[at]:g}")
-            checked = step + 1
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        figures += figure.sum()
-        seen += len(images)
+            checked = number
         after_step()
     return losses.cpu(), figures.item() / seen
 
