@@ -7,8 +7,9 @@
     python train.py --data FOLDER --arch resnet20 --epochs 6 --schedule onecycle --lr 0.2 --nesterov --wd 5e-4
     python train.py --resume runs/resnet20-digits-1          go on where it stopped, to the bit on a CPU
 
-A run writes a folder: config.json, metrics.jsonl (a line an epoch), steps.jsonl (a line a step), last.pt, best.pt where
-there is a validation split, curves.png. The test set never selects: without a validation split the last epoch counts.
+A run writes a folder: config.json, environment.jsonl (versions and hardware, a line a start), metrics.jsonl (a line an
+epoch), steps.jsonl (a line a step), last.pt, best.pt where there is a validation split, curves.png. The test set never
+selects: without a validation split the last epoch counts.
 """
 
 from __future__ import annotations
@@ -229,6 +230,7 @@ def fit(job: Job, out: str | None, overwrite: bool, resume: Path | None) -> Run:
     from tqdm import tqdm
 
     from resnet_min import checkpoint, engine, transfer
+    from resnet_min.environment import environment
     from resnet_min.graph import Recorder
     from resnet_min.run import Run
     from resnet_min.schedule import learning_rate
@@ -240,7 +242,7 @@ def fit(job: Job, out: str | None, overwrite: bool, resume: Path | None) -> Run:
             skipped = transfer.load_pretrained(net, config.pretrained, config.arch)
             print(f"weights: {config.pretrained}, but for {', '.join(skipped) or 'nothing'}")
         optimizer = engine.make_optimizer(config, net)
-        run = Run.create(out, overwrite, config, job.name)
+        run = Run.create(out, overwrite, config, environment(job.where), job.name)
     else:
         saved = checkpoint.load(resume)
         if tuple(saved["classes"]) != job.classes or saved["step"] != saved["epoch"] * steps:
@@ -249,7 +251,7 @@ def fit(job: Job, out: str | None, overwrite: bool, resume: Path | None) -> Run:
         transfer.freeze(net, config, done)
         optimizer = engine.make_optimizer(config, net)
         checkpoint.restore(saved, net, optimizer, resume)
-        run = Run.reopen(resume.parent, config, done, saved["step"])
+        run = Run.reopen(resume.parent, config, environment(job.where), done, saved["step"])
     print(f"run: {run.folder}")
 
     # Looked at after every epoch. With a validation split, the test set is kept for the end.
@@ -300,11 +302,13 @@ def fit(job: Job, out: str | None, overwrite: bool, resume: Path | None) -> Run:
     return run
 
 
-def finish(run: Run, task: Task) -> None:
+def finish(job: Job, run: Run) -> None:
     """Draw the curves and say the result."""
     from resnet_min import plots
+    from resnet_min.model import count_parameters
+    from resnet_min.results import epoch_to_converge
 
-    folder, rows = run.folder, run.rows
+    task, folder, rows = job.task, run.folder, run.rows
     plots.curves({folder.name: rows}, folder / "curves.png")
     mse = f", MSE {rows[-1]['test_mse']:.2f}" if "test_mse" in rows[-1] else ""
     on_test = f"{rows[-1][f'test_{task.figure}']:.2f}{task.unit}{mse}"
@@ -320,6 +324,11 @@ def finish(run: Run, task: Task) -> None:
             "only to compare with reports that quote it"
         )
     print(f"saved: {folder / 'last.pt'}, {folder / 'curves.png'}")
+    print(
+        f"summary: {folder.name}: test {task.title} {on_test}, {count_parameters(job.net):,} parameters, "
+        f"{len(rows)} epochs in {sum(row['seconds'] for row in rows):,.0f} s of training on {job.where}, "
+        f"training loss converged at epoch {epoch_to_converge(rows)}"
+    )
 
 
 def check_milestones(job: Job) -> None:
@@ -349,7 +358,7 @@ def main(argv: list[str] | None = None) -> None:
         check_milestones(job)
     if only_show:
         return dry_run(job)
-    finish(fit(job, out, overwrite, path), job.task)
+    finish(job, fit(job, out, overwrite, path))
 
 
 def reopen(resume: str, flags: dict[str, Any], beside: dict[str, Any]) -> tuple[Config, Path]:

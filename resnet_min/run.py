@@ -1,4 +1,5 @@
-"""A run's folder: config.json, metrics.jsonl (a line an epoch), steps.jsonl (a line a step), checkpoints, pictures."""
+"""A run's folder: config.json, environment.jsonl (a line a start), metrics.jsonl (a line an epoch), steps.jsonl (a line
+a step), checkpoints, pictures."""
 
 from __future__ import annotations
 
@@ -12,24 +13,28 @@ from typing import Any
 from .config import Config
 from .errors import UserError
 
-FILES = ("config.json", "metrics.jsonl", "steps.jsonl", "last.pt", "best.pt", "curves.png")
+FILES = ("config.json", "environment.jsonl", "metrics.jsonl", "steps.jsonl", "last.pt", "best.pt", "curves.png")
 
 
 class Run:
     """Appends to a run's logs, each line when it is known. `rows` holds the lines of metrics.jsonl."""
 
-    def __init__(self, folder: Path, config: Config, rows: list[dict[str, Any]]) -> None:
+    def __init__(self, folder: Path, config: Config, environment: dict[str, Any], rows: list[dict[str, Any]]) -> None:
         self.folder, self.rows = folder, rows
         (folder / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=1) + "\n")
+        self._append("environment.jsonl", [environment])
 
     @classmethod
-    def create(cls, out: str | None, overwrite: bool, config: Config, data_name: str) -> Run:
+    def create(
+        cls, out: str | None, overwrite: bool, config: Config, environment: dict[str, Any], data_name: str
+    ) -> Run:
         """A new run in folder `out`, or in the next free runs/ARCH[-plain]-DATA-K.
 
         Raises UserError where `out` holds a run that may not be overwritten, or is a file.
         """
         if out is None:
-            return cls(_next_free(f"{config.arch}{'-plain' if config.plain else ''}-{data_name}"), config, [])
+            folder = _next_free(f"{config.arch}{'-plain' if config.plain else ''}-{data_name}")
+            return cls(folder, config, environment, [])
         folder = Path(out)
         if folder.exists() and not folder.is_dir():
             raise UserError(f"--out {folder} is a file; name a folder")
@@ -39,20 +44,23 @@ class Run:
             for name in FILES:
                 (folder / name).unlink(missing_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
-        return cls(folder, config, [])
+        return cls(folder, config, environment, [])
 
     @classmethod
-    def reopen(cls, folder: Path, config: Config, epoch: int, step: int) -> Run:
+    def reopen(cls, folder: Path, config: Config, environment: dict[str, Any], epoch: int, step: int) -> Run:
         """Go on in `folder` after `epoch` and `step`. Later lines go: their checkpoint was never written."""
         _truncate(folder / "steps.jsonl", "step", step)
-        return cls(folder, config, _truncate(folder / "metrics.jsonl", "epoch", epoch))
+        return cls(folder, config, environment, _truncate(folder / "metrics.jsonl", "epoch", epoch))
 
     def log(self, row: dict[str, Any], steps: list[dict[str, Any]]) -> None:
         """Append an epoch's line and its steps'."""
         self.rows.append(row)
-        for name, lines in (("metrics.jsonl", [row]), ("steps.jsonl", steps)):
-            with open(self.folder / name, "a") as file:
-                file.writelines(json.dumps(line) + "\n" for line in lines)
+        self._append("metrics.jsonl", [row])
+        self._append("steps.jsonl", steps)
+
+    def _append(self, name: str, lines: list[dict[str, Any]]) -> None:
+        with open(self.folder / name, "a") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
 
 
 def names(runs: Sequence[Path]) -> list[str]:

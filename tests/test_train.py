@@ -64,7 +64,9 @@ def test_a_run_writes_what_it_promises(folder, capsys):
     out = capsys.readouterr().out
     assert sorted(os.listdir("runs")) == ["resnet20-plain-shades-1", "resnet20-shades-1"]
     path = Path("runs/resnet20-shades-1")
-    assert sorted(os.listdir(path)) == ["config.json", "curves.png", "last.pt", "metrics.jsonl", "steps.jsonl"]
+    assert sorted(os.listdir(path)) == [
+        "config.json", "curves.png", "environment.jsonl", "last.pt", "metrics.jsonl", "steps.jsonl"
+    ]  # fmt: skip
     lines = rows(path)
     assert [line["epoch"] for line in lines] == [1, 2] and [line["step"] for line in lines] == [5, 10]
     wanted = {"epoch", "step", "lr", "train_loss", "train_accuracy", "test_loss", "test_accuracy"}

@@ -1,0 +1,56 @@
+"""What a run ran on, for its `environment.jsonl`: versions, hardware, and the revision of the code."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import __version__, ops
+from .engine import Hardware
+
+
+def environment(where: Hardware) -> dict[str, Any]:
+    """Plain values: when it started, device, processor, kernels, versions, and `git_revision` as in `revision`."""
+    return {
+        "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "device": str(where),
+        "processor": _processor(),
+        "kernels": ops.backend_line(where.device).removeprefix("kernels: "),
+        "platform": platform.platform(),
+        "git_revision": revision(),
+        "python": platform.python_version(),
+        "resnet_min": __version__,
+        "torch": str(torch.__version__),
+        "torch_cuda": torch.version.cuda,
+        **{name: metadata.version(name) for name in ("torchvision", "numpy")},
+    }
+
+
+def revision() -> str | None:
+    """The commit that this code is, with "+" where files differ from it; None where it is not a repository's own."""
+    root = Path(__file__).resolve().parent.parent
+
+    def git(*command: str) -> str:
+        done = subprocess.run(["git", "-C", root, *command], capture_output=True, text=True, check=True, timeout=10)
+        return done.stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != root:  # installed somewhere inside another repository
+            return None
+        return git("rev-parse", "HEAD") + "+" * bool(git("status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
