@@ -36,7 +36,10 @@ OVERLAYS = {
     "overlay-depth.png": ("ours-resnet20", "ours-resnet20-plain", "ours-resnet56", "ours-resnet56-plain"),
 }
 # Options that say where and how a run is made, not what it is: a run made with others is the same experiment.
-PLACE = ("data", "data_dir", "cache_dir", "mean", "std", "device", "amp", "channels_last", "kernels", "pretrained")
+PLACE = (
+    "data", "data_dir", "cache_dir", "mean", "std", "device", "amp", "channels_last", "kernels", "deterministic",
+    "cuda_graph", "pretrained",
+)  # fmt: skip
 
 
 def get_parser() -> argparse.ArgumentParser:
