@@ -2,7 +2,6 @@
 
 import ctypes
 import os
-import re
 import shlex
 import shutil
 import subprocess
@@ -301,41 +300,6 @@ def test_kernel_on_any_shape(on_cpu, data):
     relu = draw(0, 1) == 1
     out = run_on_cpu(on_cpu, draw(0, 2), draw(1, 8), *args, stride, padding, relu)
     assert_rounded_once(out, *args, stride, padding, relu)
-
-
-# ---- what the compiler makes of it ----
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("arch, shared_per_sm", [("sm_80", 164 << 10), ("sm_90a", 228 << 10)])
-def test_registers_and_occupancy(tmp_path, arch, shared_per_sm):
-    """No spills, no warnings, and as many blocks a multiprocessor as were planned. `-s` prints the figures."""
-    nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
-    if not Path(nvcc).exists():
-        pytest.skip("no nvcc")
-    include = [f"-I{HERE.parent / 'csrc'}", *(f"-isystem={path}" for path in cpp_extension.include_paths())]
-    flags = ["-std=c++20", "-O3", "-cubin", f"-arch={arch}", "-Xptxas=-v", "-Xcompiler=-Wall", "-Werror=all-warnings"]
-    source, cubin = HERE.parent / "csrc/cuda/conv_bn_relu.cu", tmp_path / "conv_bn_relu.cubin"
-    command = [nvcc, *flags, *include, "--expt-relaxed-constexpr", str(source), "-o", str(cubin)]
-    report = subprocess.run(command, check=True, capture_output=True, text=True).stderr
-    figures = r"Compiling entry function '(\S+)'.*?(\d+) bytes spill stores.*?Used (\d+) registers"
-    kernels = re.findall(figures, report, re.S)
-    found = 0
-    for name, spills, registers in kernels:
-        assert spills == "0", name
-        tile = re.search(r"TileILi(\d+)ELi(\d+)ELi(\d+)ELi(\d+)ELi(\d+)E", name)
-        if not tile:
-            continue
-        pixels, channels, _, _, blocks = map(int, tile.groups())
-        shared = 4 * (pixels + channels) * 64
-        by_registers = 65536 // (128 * -(-int(registers) // 8) * 8)
-        by_shared = shared_per_sm // (shared + 1024)
-        dtype = "bfloat16" if "BFloat16" in name else "float16"
-        print(f"{arch} {dtype} {pixels}x{channels}: {registers} registers, {shared} bytes shared,", end=" ")
-        print(f"{min(by_registers, by_shared)} blocks of 4 warps, no spills")
-        assert min(by_registers, by_shared) >= blocks
-        found += 1
-    assert found == 6
 
 
 # ---- on a GPU ----
