@@ -169,7 +169,7 @@ def features(image: Any, maps: Any, path: str | Path, *, title: str, numbers: Se
     """
     maps = np.asarray(maps, dtype=np.float64)
     limit, signed = float(np.abs(maps).max()) or 1.0, bool(maps.min() < 0)
-    columns = math.ceil(math.sqrt(1.3 * len(maps)))
+    columns = min(len(maps), math.ceil(math.sqrt(1.3 * len(maps))))
     rows = math.ceil(len(maps) / columns)
     tall = max(3.2, 0.85 * rows)
     figure = plots.new_figure(2.8 + tall * columns / rows + 1.2, tall + 0.8)
@@ -179,7 +179,7 @@ def features(image: Any, maps: Any, path: str | Path, *, title: str, numbers: Se
     colours = ("RdBu_r", Normalize(-limit, limit)) if signed else ("viridis", Normalize(0, limit))
     picture = right.imshow(_mosaic(maps, columns), *colours)
     right.set_facecolor("0.8" if signed else "white")
-    for place, number in enumerate(numbers):
+    for place, number in enumerate(numbers if len(numbers) > 1 else ()):
         y, x = GAP + pitch_y * (place // columns), GAP + pitch_x * (place % columns)
         text = right.text(
             x + 0.03 * pitch_x, y + 0.04 * pitch_y, number, ha="left", va="top", fontsize=6, color="white"
