@@ -13,7 +13,6 @@ from torch import Tensor
 from . import plots
 from .crowd import Split
 from .density import draw, head_widths
-from .pictures import bare
 
 
 def maps(
@@ -36,7 +35,7 @@ def maps(
             axes.imshow(shown.numpy(), "magma", scale)
             axes.set_title(f"{what} density: {shown.sum():.1f}", fontsize=9)
     for axes in grid.ravel():
-        bare(axes)
+        axes.set_axis_off()
     figure.suptitle(plots.plain(title), fontsize=11)
     plots.save(figure, path)
 
@@ -60,7 +59,7 @@ def overlay(
     if points is not None:
         mark(axes, points)
     axes.set(xlim=(0, width), ylim=(height, 0), title=plots.plain(title))
-    bare(axes)
+    axes.set_axis_off()
     plots.save(figure, path)
 
 

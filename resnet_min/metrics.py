@@ -20,7 +20,7 @@ AVERAGES = {
     "micro": "all one-vs-rest decisions pooled",
 }
 BINS = 15  # of confidence, as in Guo et al. 2017
-FIGURES = ("epoch", *(f"{split}_{what}" for split in ("train", "val", "test") for what in ("loss", "accuracy")))
+FIGURES = ("epoch", *(f"{split}_{what}" for split in ("train", "val", "test") for what in ("loss", "accuracy", "mae")))
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ def shorten(name: str, most: int = 16) -> str:
 
 
 def curves(runs: Mapping[str, Sequence[Mapping[str, float]]], path: str | Path) -> None:
-    """Loss and accuracy per epoch, of one run or of several over each other.
+    """Loss and accuracy per epoch, of one run or of several over each other; for crowds MAE in place of accuracy.
 
     runs: label -> rows of `metrics.jsonl` (`metrics.read_rows`); figures a row lacks are left out. A run has one
     colour: its training curve is dashed with hollow markers, its validation or test curve solid. Where it has both of
@@ -65,19 +65,21 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, float]]], path: str | Path) 
     Raises UserError for a path that does not end in .png, .pdf or .svg, OSError where it cannot be written.
     """
     figure = new_figure(11, 4.6)
-    loss, accuracy = figure.subplots(1, 2)
+    loss, score = figure.subplots(1, 2)
+    counts = any("train_mae" in row for rows in runs.values() for row in rows)
+    name = "mae" if counts else "accuracy"
     entries, styles = [], {}
     for number, (label, rows) in enumerate(runs.items()):
         colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number // len(COLOURS) % len(MARKERS)]
-        validated = any("val_loss" in row for row in rows)
+        validated = any(f"val_{name}" in row for row in rows)
         for split in SPLITS:
             style = {"linestyle": "-", "marker": marker, "markersize": 4, "linewidth": 1.6}
             if split == "train":
                 style |= {"linestyle": "--", "markerfacecolor": "white"}
             elif split == "test" and validated:
-                once = sum("test_loss" in row for row in rows) == 1
+                once = sum(f"test_{name}" in row for row in rows) == 1
                 style |= {"linestyle": "none", "marker": "*", "markersize": 10} if once else {"linestyle": ":"}
-            for axes, what in ((loss, "loss"), (accuracy, "accuracy")):
+            for axes, what in ((loss, "loss"), (score, name)):
                 points = [(row["epoch"], row[f"{split}_{what}"]) for row in rows if f"{split}_{what}" in row]
                 if points:
                     every = math.ceil(len(points) / 20)
@@ -86,7 +88,8 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, float]]], path: str | Path) 
         entries.append(Line2D([], [], color=colour, marker=marker, markersize=4, label=_ending(label, rows)))
 
     epochs = [row["epoch"] for rows in runs.values() for row in rows]
-    for axes, what in ((loss, "loss (cross-entropy)"), (accuracy, "accuracy (%)")):
+    titles = ("loss", "MAE of counts (training: of crops)") if counts else ("loss (cross-entropy)", "accuracy (%)")
+    for axes, what in zip((loss, score), titles, strict=True):
         axes.set_xlabel("epoch")
         axes.set_ylabel(what)
         axes.grid(color="0.9")
@@ -98,6 +101,8 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, float]]], path: str | Path) 
         loss.set_yscale("log")
     elif loss.lines:
         loss.set_ylim(0, 1.05 * loss.dataLim.y1)
+    if counts:  # the first epochs' counts may be many times too high
+        score.set_yscale("log")
     # One column where names are long, so that the legend is never wider than the figure.
     columns = 1 if max((len(entry.get_label()) for entry in entries), default=0) > 55 else 2
     figure.legend(handles=entries, loc="outside lower left", ncols=columns, frameon=False)
@@ -107,9 +112,10 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, float]]], path: str | Path) 
 
 
 def _ending(label: str, rows: Sequence[Mapping[str, float]]) -> str:
-    """A run's name with its last accuracies, for a legend."""
+    """A run's name with its last accuracies or MAEs, for a legend."""
     last = rows[-1] if rows else {}
-    figures = [f"{split} {last[f'{split}_accuracy']:.1f}%" for split in SPLITS if f"{split}_accuracy" in last]
+    name, unit = ("mae", "") if "train_mae" in last else ("accuracy", "%")
+    figures = [f"{split} {last[f'{split}_{name}']:.1f}{unit}" for split in SPLITS if f"{split}_{name}" in last]
     return plain(f"{label}: {', '.join(figures)}" if figures else label)
 
 
