@@ -7,6 +7,7 @@
     python visualize.py --layer layer2 --what top --channel 5               the test images that excite channel 5 most
     python visualize.py --layer all --what reconstruct --image 7            the reverse ResNet, from every depth
     python visualize.py --layer layer3 --what gradcam --image 7 --class cat
+    python visualize.py runs/resnet18-part_B_final-1 --image square.jpg     of a crowd: its density, heads and count
     python visualize.py --list-layers           the names that --layer takes, output shapes, receptive fields
     python visualize.py --curves runs/resnet18-digits-1 runs/resnet18-plain-digits-1
 
@@ -42,7 +43,7 @@ def get_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("checkpoint", nargs="?", metavar="CKPT", help="checkpoint or run folder (default: newest run)")
-    main = parser.add_mutually_exclusive_group(required=True)
+    main = parser.add_mutually_exclusive_group()
     main.add_argument("--layer", metavar="NAME", help="the layer to look at; all: the stem and every stage")
     main.add_argument("--list-layers", action="store_true", help="print the layers' names and output shapes")
     main.add_argument("--curves", nargs="+", metavar="RUN", help="draw the loss and accuracy of runs over each other")
@@ -147,6 +148,27 @@ def draw_filters(model: ResNet, name: str, path: Path) -> None:
         print(f"shown: {cut}")
 
 
+def draw_crowd(path: Path, file: str, picture: Path | None) -> None:
+    """Draw what a checkpoint that counts crowds makes of a picture, by default as density-NAME.png beside it."""
+    import torch
+
+    from resnet_min import checkpoint, crowd, crowd_pictures, engine
+
+    model, saved = checkpoint.load_model(path, "crowd")
+    if not Path(file).is_file():
+        raise UserError(f"--image {file}: no such file; wanted a picture of a crowd")
+    image, points = crowd.read_image(file)
+    split = crowd.Split([image], [torch.zeros(0, 2) if points is None else points], [Path(file).name])
+    ((x, _),) = crowd.Whole(split, mean=saved["mean"], std=saved["std"]).ordered()
+    with torch.inference_mode():
+        density = crowd.density(model, x, engine.hardware("cpu", "off"))[0]
+    title = f"{Path(file).name}: {density.sum():.1f} heads predicted"
+    title += "" if points is None else f", {len(points)} marked in its annotation"
+    picture = picture or path.parent / f"density-{Path(file).stem}.png"
+    crowd_pictures.overlay(image, density, model.stride, points, picture, title=title)
+    print(f"{title}\ndensity: {picture}")
+
+
 def draw_curves(names: list[str], path: Path) -> None:
     """Draw the curves of runs over each other: folders, or files in them."""
     from resnet_min import metrics, plots, run
@@ -161,13 +183,18 @@ def main(argv: list[str] | None = None) -> None:
     parser = get_parser()
     args = parser.parse_args(argv)
     what = args.what or ("features" if args.layer == "all" else "filters")
+    crowd = args.layer is None and not args.list_layers and not args.curves
     for option, kinds in GOES_WITH.items():
+        if option == "image" and crowd:
+            continue
         if getattr(args, option) is not None and (args.layer is None or what not in kinds):
             parser.error(f"--{option} goes with --layer and --what {' or '.join(kinds)}")
     if args.what and args.layer is None:
         parser.error("--what goes with --layer")
     if args.layer == "all" and (args.channel is not None or what in ("filters", "top")):
         parser.error("--layer all goes with --what features, reconstruct or gradcam, and without --channel")
+    if crowd and args.image is None:
+        parser.error("one of --layer, --list-layers and --curves is needed, or of a crowd --image")
     if args.curves:
         if args.checkpoint is not None:
             parser.error("name runs after --curves, not before it")
@@ -177,6 +204,8 @@ def main(argv: list[str] | None = None) -> None:
 
     path = checkpoint.find(args.checkpoint)
     print(f"checkpoint: {path}{' (the newest run)' if args.checkpoint is None else ''}")
+    if crowd:
+        return draw_crowd(path, args.image, Path(args.out) if args.out else None)
     model, saved = checkpoint.load_model(path)
     config, classes = checkpoint.config_of(saved), saved["classes"]
     if args.list_layers:

@@ -27,6 +27,7 @@ from .errors import UserError
 from .model import MAP_SCALE
 from .ops import crop_flip, make_table
 
+TRUTH = ("ground-truth", "ground_truth")  # what copies call the folder of annotations
 SLACK = 1.0  # pixels: MATLAB counts them from 1 at their centres, so a point on the border may lie half of one outside
 
 
@@ -107,7 +108,7 @@ def _pairs(root: Path, name: str) -> list[tuple[os.DirEntry, os.DirEntry]]:
         parts = [path.parent.name for path in sorted(root.glob(f"*/{name}_data"))]
         hint = f"; name one part, {' or '.join(parts)}" if parts else "; wanted a ShanghaiTech part"
         raise UserError(f"{root} has no {name}_data/ folder{hint}")
-    truth = next((folder / n for n in ("ground-truth", "ground_truth") if (folder / n).is_dir()), None)
+    truth = next((folder / n for n in TRUTH if (folder / n).is_dir()), None)
     if truth is None or not (folder / "images").is_dir():
         raise UserError(f"{folder} needs the folders images/ and ground-truth/ (or ground_truth/)")
     images = {Path(e.name).stem: e for e in list_files(folder / "images") if e.name.lower().endswith(IMAGE_FILES)}
@@ -178,6 +179,17 @@ def read_points(file: str | os.PathLike, size: tuple[int, int]) -> np.ndarray:
             f"{size[1]}x{size[0]}: correct or remove it"
         )
     return points.clip(0, limits).astype(np.float32)
+
+
+def read_image(file: str | os.PathLike) -> tuple[Tensor, Tensor | None]:
+    """A picture, uint8 [H, W, 3], and its heads, float32 [n, 2], where it lies in a ShanghaiTech part; else None."""
+    file = Path(file)
+    image = torch.from_numpy(pixels(str(file), None).copy())
+    for folder in TRUTH:
+        truth = file.absolute().parent.parent / folder / f"GT_{file.stem}.mat"
+        if truth.is_file():
+            return image, torch.from_numpy(read_points(truth, tuple(image.shape[:2])))
+    return image, None
 
 
 class Batches:

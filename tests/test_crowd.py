@@ -16,6 +16,7 @@ from scipy.io import savemat
 
 import resnet_min
 import train
+import visualize
 from resnet_min import checkpoint, crowd, metrics, transfer
 from resnet_min.density import draw, head_widths
 from resnet_min.engine import hardware
@@ -451,3 +452,20 @@ def test_evaluation_refuses_what_does_not_fit(trained, tmp_path, monkeypatch):
         eval_script.main(["classifier.pt", "--data", "part"])
     with pytest.raises(UserError, match="classifier.pt classifies"):
         eval_script.main(["run", "classifier.pt"])
+
+
+def test_visualize_lays_the_density_over_a_picture(trained, capsys):
+    visualize.main(["run", "--image", "part/test_data/images/IMG_1.jpg"])
+    heads = len(crowd.load("part").test.points[0])
+    assert f"heads predicted, {heads} marked in its annotation" in capsys.readouterr().out
+    assert Image.open("run/density-IMG_1.png").size[0] > 600
+    Image.new("L", (50, 70)).save("grey.png")
+    visualize.main(["run", "--image", "grey.png", "--out", "new.png"])
+    assert "marked" not in capsys.readouterr().out and Path("new.png").exists()
+    with pytest.raises(UserError, match="no such file; wanted a picture of a crowd"):
+        visualize.main(["run", "--image", "none.jpg"])
+    Path("words.jpg").write_text("no picture")
+    with pytest.raises(UserError, match="cannot read the image words.jpg"):
+        visualize.main(["run", "--image", "words.jpg"])
+    with pytest.raises(UserError, match="counts crowds; wanted a checkpoint that classifies"):
+        visualize.main(["run", "--layer", "conv1"])
