@@ -67,7 +67,10 @@ def get_parser() -> argparse.ArgumentParser:
 def configure(flags: dict[str, Any], recipe_name: str | None) -> Config:
     """The options of a new run: the recipe's, or those that suit the data, and the flags over them."""
     settings = recipes.recipe(recipe_name).settings if recipe_name is not None else {}
-    Config(**{**settings, **flags})  # a slip shows before anything slow begins
+    try:
+        Config(**{**settings, **flags})  # a slip shows before anything slow begins
+    except UserError as error:
+        raise UserError(f"{error} (with the settings of --recipe {recipe_name})" if settings else str(error)) from None
     from resnet_min.data import resolve_auto
 
     if flags.get("task") == "crowd" and not settings:
@@ -242,7 +245,7 @@ def fit(job: Job, out: str | None, overwrite: bool, resume: Path | None) -> Run:
             skipped = transfer.load_pretrained(net, config.pretrained, config.arch)
             print(f"weights: {config.pretrained}, but for {', '.join(skipped) or 'nothing'}")
         optimizer = engine.make_optimizer(config, net)
-        run = Run.create(out, overwrite, config, environment(job.where), job.name)
+        run = Run.create(out, overwrite, config, environment(job.where, config.data), job.name)
     else:
         saved = checkpoint.load(resume)
         if tuple(saved["classes"]) != job.classes or saved["step"] != saved["epoch"] * steps:
@@ -251,7 +254,7 @@ def fit(job: Job, out: str | None, overwrite: bool, resume: Path | None) -> Run:
         transfer.freeze(net, config, done)
         optimizer = engine.make_optimizer(config, net)
         checkpoint.restore(saved, net, optimizer, resume)
-        run = Run.reopen(resume.parent, config, environment(job.where), done, saved["step"])
+        run = Run.reopen(resume.parent, config, environment(job.where, config.data), done, saved["step"])
     print(f"run: {run.folder}")
 
     # Looked at after every epoch. With a validation split, the test set is kept for the end.

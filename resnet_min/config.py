@@ -150,7 +150,7 @@ class Config:
                 f"--freeze-epochs {self.freeze_epochs} leaves none of --epochs {self.epochs} in which everything trains"
             )
         if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
-            raise UserError("--nesterov needs --optimizer sgd and a --momentum above 0")
+            raise UserError("--nesterov needs --optimizer sgd and a --momentum above 0; --no-nesterov drops it")
         if list(self.milestones) != sorted(set(self.milestones)) or any(m < 1 for m in self.milestones):
             raise UserError(f"--milestones must be positive and rise; got {' '.join(map(str, self.milestones))}")
 

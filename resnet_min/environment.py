@@ -15,10 +15,11 @@ from . import __version__, ops
 from .engine import Hardware
 
 
-def environment(where: Hardware) -> dict[str, Any]:
-    """Plain values: when it started, device, processor, kernels, versions, and `git_revision` as in `revision`."""
+def environment(where: Hardware, data: str) -> dict[str, Any]:
+    """Plain values: when it started, on what data, device, processor, kernels, versions, and `revision`."""
     return {
         "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "data": describe_data(data),
         "device": str(where),
         "processor": _processor(),
         "kernels": ops.backend_line(where.device).removeprefix("kernels: "),
@@ -30,6 +31,16 @@ def environment(where: Hardware) -> dict[str, Any]:
         "torch_cuda": torch.version.cuda,
         **{name: metadata.version(name) for name in ("torchvision", "numpy")},
     }
+
+
+def describe_data(data: str) -> str:
+    """A data set by name; a folder with the kind of its files, since what was stored as JPEG is not the original."""
+    folder = Path(data)
+    if not folder.is_dir():
+        return folder.name
+    kind = next((file.suffix.lower() for file in folder.glob("train/*/*")), "")
+    jpeg = ": not the original pixels, accuracies lie below those on the original" if kind in (".jpg", ".jpeg") else ""
+    return f"{folder.name}, a folder of {kind} files{jpeg}" if kind else folder.name
 
 
 def revision() -> str | None:

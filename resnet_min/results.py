@@ -174,16 +174,11 @@ FOOTNOTES = (
 def heading(found: Mapping[str, Sequence[Result]], smoke: bool) -> str:
     """What the table is of: the data, the versions, the revision, from the runs themselves."""
     every = [result for results in found.values() for result in results]
-    data = sorted({describe_data(result.config) for result in every})
-    said = [
-        sorted({str(result.environment[key]) for result in every if result.environment.get(key)})
-        for key in ("processor", "torch", "kernels", "git_revision")
-    ]
-    about = "\n".join(
-        f"- {name}: {'; '.join(values)}"
-        for name, values in zip(("data", "processor", "torch", "kernels", "code"), (data, *said), strict=True)
-        if values
-    )
+    said = {
+        key: sorted({str(result.environment[key]) for result in every if result.environment.get(key)})
+        for key in ("data", "processor", "torch", "kernels", "git_revision")
+    }
+    about = "\n".join(f"- {key.replace('_', ' ')}: {'; '.join(values)}" for key, values in said.items() if values)
     title = "# Every preset alive" if smoke else "# Results"
     what = (
         "A few steps on a few images: these figures say that each preset runs, and nothing of how well it learns."
@@ -191,16 +186,6 @@ def heading(found: Mapping[str, Sequence[Result]], smoke: bool) -> str:
         else "Written by `reproduce.py`: each preset's own run beside what its report published."
     )
     return f"{title}\n\n{what}\n\n{about}"
-
-
-def describe_data(config: Config) -> str:
-    """A data set by name; a folder with the kind of its files, since what was stored as JPEG is not the original."""
-    folder = Path(config.data)
-    if not folder.is_dir():
-        return folder.name
-    kind = next((file.suffix for file in folder.glob("train/*/*")), "")
-    jpeg = ", not the original pixels, and accuracies lie below those on the original" if kind == ".jpg" else ""
-    return f"{folder.name}, a folder of {kind or 'other'} files{jpeg}"
 
 
 def smoke_table(found: Mapping[str, Sequence[Result]], failed: Mapping[str, str]) -> str:

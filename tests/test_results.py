@@ -5,7 +5,7 @@ import pytest
 
 from resnet_min import results
 from resnet_min.config import Config
-from resnet_min.environment import environment, revision
+from resnet_min.environment import describe_data, environment, revision
 from resnet_min.recipes import RECIPES
 
 
@@ -15,7 +15,8 @@ def make_run(runs, recipe, *, seed=0, accuracy=90.0, epochs=None, **settings):
     folder = results.folder_of(runs, recipe, seed)
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
-    (folder / "environment.jsonl").write_text('{"device": "old"}\n{"device": "a GPU", "torch": "2.14"}\n')
+    starts = [{"device": "old"}, {"device": "a GPU", "torch": "2.14", "data": "cifar10"}]
+    (folder / "environment.jsonl").write_text("".join(json.dumps(start) + "\n" for start in starts))
     lines = []
     for epoch in range(1, (epochs or config.epochs) + 1):
         line = {"epoch": epoch, "step": epoch, "train_loss": 1 / epoch, "train_accuracy": 99.0, "seconds": 2.0}
@@ -79,8 +80,8 @@ def test_a_table_puts_ours_beside_the_published(tmp_path):
 def test_a_folder_of_jpeg_files_is_named_so(tmp_path):
     (tmp_path / "small" / "train" / "cat").mkdir(parents=True)
     (tmp_path / "small" / "train" / "cat" / "1.jpg").touch()
-    said = results.describe_data(Config(data=str(tmp_path / "small")))
-    assert said.startswith("small, a folder of .jpg files, not the original pixels")
+    assert describe_data(str(tmp_path / "small")).startswith("small, a folder of .jpg files: not the original pixels")
+    assert describe_data("cifar10") == "cifar10"
 
 
 def test_a_run_that_has_no_epoch_yet_is_no_result(tmp_path):
@@ -92,7 +93,7 @@ def test_a_run_that_has_no_epoch_yet_is_no_result(tmp_path):
 def test_the_environment_is_plain_values():
     from resnet_min.engine import hardware
 
-    known = environment(hardware("cpu", "off"))
+    known = environment(hardware("cpu", "off"), "digits")
     assert json.loads(json.dumps(known)) == known
     assert {"device", "processor", "kernels", "torch", "git_revision", "started"} <= known.keys()
     assert revision() is None or len(revision().rstrip("+")) == 40

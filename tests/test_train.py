@@ -278,6 +278,13 @@ def test_flags_that_contradict_a_recipe_win_and_say_so(capsys):
     assert "flags win over the recipe: --lr 0.1 (the recipe's: 0.2), --widths 4 4 8 (the recipe's: None)\n" in out
 
 
+def test_a_flag_that_a_recipe_does_not_go_with_names_both():
+    says = r"--nesterov needs --optimizer sgd .*; --no-nesterov drops it \(with the settings of --recipe digits\)"
+    with pytest.raises(UserError, match=says):
+        train.configure({"optimizer": "adam"}, "digits")
+    assert train.configure({"optimizer": "adam", "nesterov": False}, "digits").optimizer == "adam"
+
+
 def test_flags_override_a_recipe():
     for name in RECIPES:
         config = train.configure({"data": "digits", "epochs": 51}, name)
