@@ -560,7 +560,7 @@ def begun(path: Path | None, facts: dict[str, Any]) -> list[Row]:
     except (ValueError, KeyError, TypeError):
         raise UserError(f"--json {path} is no table of this script; name another file") from None
     if other := [key for key in facts if theirs[key] != facts[key]]:
-        raise UserError(f"--json {path} holds a table of another {other[0]}; name another file, or remove it")
+        raise UserError(f"--json {path} was made with other {other[0]}; name another file, or remove it")
     return rows
 
 

@@ -1,0 +1,112 @@
+"""benchmark.py and what it times with: what a row says, that contenders must agree, that a table goes on."""
+
+import json
+import time
+
+import pytest
+import torch
+
+import benchmark
+from resnet_min import timing
+from resnet_min.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(timing, "SECONDS", 0.001)
+
+
+def sleeper(seconds, result=1.0):
+    def call():
+        time.sleep(seconds)
+        return result
+
+    return lambda: call
+
+
+def agree(results):
+    assert len(set(results.values())) == 1
+
+
+def test_a_row():
+    case = timing.Case({"batch": 10}, 10, {"ours": sleeper(0.002), "theirs": sleeper(0.01)}, agree)
+    ours, theirs = timing.run(case, CPU)
+    assert ours["name"] == "ours" and ours["batch"] == 10 and ours["ours_is"] == 1
+    assert 1000 < ours["per_second"] < 5000 and theirs["per_second_min"] <= theirs["per_second"] <= 1000
+    assert 2 < theirs["ours_is"] < 6
+
+
+def test_contenders_that_disagree_are_not_timed():
+    case = timing.Case({}, 1, {"ours": sleeper(0), "theirs": sleeper(0, 2.0)}, agree)
+    with pytest.raises(AssertionError):
+        next(timing.run(case, CPU))
+
+
+def test_peak_memory_is_what_is_kept_and_what_a_call_takes():
+    def make():
+        kept = torch.zeros(2**20)  # 4 MiB
+        return lambda: (kept + torch.zeros(2**21).sum()).sum().item()  # 8 MiB, then another 4
+
+    _, first, peak = timing.made(make, CPU)
+    assert first == 0 and 12 * 2**20 <= peak < 13 * 2**20
+
+
+@pytest.fixture
+def table(monkeypatch, tmp_path):
+    """A table of three cases; the names of those that ran."""
+    ran = []
+
+    def cases(args):
+        for size in (1, 2, 3):
+            made = sleeper(0)
+            contenders = {"ours": lambda size=size, made=made: ran.append(size) or made(), "theirs": made}
+            yield timing.Case({"size": size}, 1, contenders, agree)
+
+    monkeypatch.setitem(benchmark.TABLES, "augment", cases)
+    path = tmp_path / "table.json"
+    monkeypatch.setattr("sys.argv", ["benchmark.py", "--table", "augment", "--device", "cpu", "--json", str(path)])
+    return path, ran
+
+
+def test_a_table_goes_on_where_it_stopped(table, monkeypatch, capsys):
+    path, ran = table
+    benchmark.main()
+    whole = json.loads(path.read_text())
+    assert ran == [1, 2, 3] and len(whole["rows"]) == 6
+    path.write_text(json.dumps({**whole, "rows": whole["rows"][:2]}))
+    benchmark.main()
+    assert ran == [1, 2, 3, 2, 3]
+    assert [row["size"] for row in json.loads(path.read_text())["rows"]] == [1, 1, 2, 2, 3, 3]
+
+    path.unlink()
+    monkeypatch.setattr(benchmark, "MINUTES", 0)
+    benchmark.main()
+    assert len(ran) == 5 and "stopped after 0 minutes; the same command goes on" in capsys.readouterr().out
+
+
+def test_a_file_of_something_else_is_left_alone(table):
+    path, ran = table
+    benchmark.main()
+    whole = json.loads(path.read_text())
+    for text, message in [
+        ("no table", "is no table of this script"),
+        (json.dumps({**whole, "threads": 99}), "was made with other threads"),
+    ]:
+        path.write_text(text)
+        with pytest.raises(UserError, match=message):
+            benchmark.main()
+        assert path.read_text() == text
+    assert len(ran) == 3
+
+
+@pytest.mark.parametrize("name", ["kernels", "training", "inference"])
+def test_contenders_agree(name, monkeypatch, capsys):
+    """The smallest of each table, timed for no time: its check passes."""
+    monkeypatch.setattr(timing, "WINDOWS", 1)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda *_, **__: None)  # slow, and another project's to test
+    argv = ["benchmark.py", "--table", name, "--device", "cpu", "--arch", "resnet20", "--batch", "4"]
+    monkeypatch.setattr("sys.argv", argv)
+    benchmark.main()
+    assert " ours " in capsys.readouterr().out
