@@ -215,10 +215,10 @@ def main(argv: list[str] | None = None) -> None:
     if what == "filters":
         draw_filters(model, args.layer, picture)
     else:
-        from resnet_min import layers, looking
+        from resnet_min import looking
 
-        layers.chosen(model, args.layer)  # a slip shows before any image is read
         trained = looking.Trained(model, config, classes, saved["mean"], saved["std"])
+        looking.check(trained, args.layer, args.channel)  # before any image is read
         wanted = getattr(args, "class")
         if wanted is not None and wanted not in classes:
             raise UserError(f"--class {wanted}: the classes are {', '.join(classes)}")

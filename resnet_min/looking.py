@@ -1,7 +1,7 @@
 """What visualize.py draws of a trained network: maps, what excites them, the way back to the pixels, Grad-CAM.
 
-Each function takes a layer, any module with maps, or "all" for the stem and every stage, and writes one picture. They
-raise UserError for an unknown layer, one without spatial output, or a channel that it does not have.
+Each function takes a layer, any module with maps, or "all" for the stem and every stage, and writes one picture.
+`check` tells before the work begins whether the network has that layer and channel.
 """
 
 from __future__ import annotations
@@ -63,9 +63,15 @@ def subject(trained: Trained, pixels: Tensor, name: str) -> Subject:
     return Subject(x, trained.picture(x[0]), int(predicted), caption)
 
 
-def check_channel(channel: int, channels: int, layer: str) -> None:
-    if not 0 <= channel < channels:
-        raise UserError(f"--channel {channel}: {layer} has the channels 0 to {channels - 1}")
+@torch.no_grad()
+def check(trained: Trained, layer: str, channel: int | None) -> None:
+    """Raise UserError where the network has no such layer with maps, or the layer no such channel."""
+    names, side = layers.chosen(trained.model, layer), trained.config.input_size
+    if channel is not None:
+        _, maps = layers.outputs(trained.model, torch.zeros(1, 3, side, side), names)
+        channels = maps[layer].shape[1]
+        if not 0 <= channel < channels:
+            raise UserError(f"--channel {channel}: {layer} has the channels 0 to {channels - 1}")
 
 
 def strongest(maps: Tensor, most: int) -> list[int]:
@@ -101,7 +107,6 @@ def features(trained: Trained, subject: Subject, layer: str, channel: int | None
     count, height, width = maps.shape
     title, channels = f"{layer}: {count} maps of {height}×{width}", list(range(count))
     if channel is not None:
-        check_channel(channel, count, layer)
         title, channels = f"{layer}: channel {channel} of {count}, {height}×{width}", [channel]
     elif count > MOST_MAPS:
         title += f" (shown: the {MOST_MAPS} that reach highest)"
@@ -113,8 +118,6 @@ def top(trained: Trained, split: Split, layer: str, channel: int | None, path: P
     """The images of `split` that excite a channel most, or those of the channels that reach highest."""
     graph, place = layers.graph(trained.model), layers.locate(trained.model, layer)
     peaks, places = activations.peaks(trained.model, trained.batches(split), layer)
-    if channel is not None:
-        check_channel(channel, peaks.shape[1], layer)
     channels = strongest(peaks.T[:, :, None], ROWS) if channel is None else [channel]
     rows = []
     for number in channels:
@@ -160,8 +163,6 @@ def reconstruct(
         return pictures.panels(rows, path, title=f"{subject.caption}\n{title}", labels=labels, note=note)
 
     maps, way = made[layer], shortcut or "add"
-    if channel is not None:
-        check_channel(channel, len(maps), layer)
     channels = strongest(maps, FEW - 2) if channel is None else [channel]
     alone = torch.zeros(len(channels), *maps.shape)
     for signal, number in zip(alone, channels, strict=True):
