@@ -47,6 +47,7 @@ def get_parser() -> argparse.ArgumentParser:
     main.add_argument("--layer", metavar="NAME", help="the layer to look at; all: the stem and every stage")
     main.add_argument("--list-layers", action="store_true", help="print the layers' names and output shapes")
     main.add_argument("--curves", nargs="+", metavar="RUN", help="draw the loss and accuracy of runs over each other")
+    parser.add_argument("--steps", action="store_true", help="of --curves: the training loss of every step instead")
     parser.add_argument(
         "--what", choices=("filters", "features", "top", "reconstruct", "gradcam"),
         help="filters; features: the layer's maps; top: the images that excite a channel most, each with the receptive "
@@ -70,7 +71,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--cache-dir", help="where decoded images are kept (default: the run's own)")
     parser.add_argument(
         "--out", metavar="FILE", help="picture to write: .png, .pdf or .svg "
-        "(default: WHAT-LAYER.png beside the checkpoint; curves.png here)",
+        "(default: WHAT-LAYER.png beside the checkpoint; curves.png or steps.png here)",
     )  # fmt: skip
     return parser
 
@@ -169,13 +170,13 @@ def draw_crowd(path: Path, file: str, picture: Path | None) -> None:
     print(f"{title}\ndensity: {picture}")
 
 
-def draw_curves(names: list[str], path: Path) -> None:
+def draw_curves(names: list[str], steps: bool, path: Path) -> None:
     """Draw the curves of runs over each other: folders, or files in them."""
     from resnet_min import metrics, plots, run
 
     folders = [Path(name) if Path(name).is_dir() else Path(name).parent for name in names]
-    rows = [metrics.read_rows(name) for name in names]
-    plots.curves(dict(zip(run.names(folders), rows, strict=True)), path)
+    rows = [metrics.read_rows(name, "steps.jsonl" if steps else "metrics.jsonl") for name in names]
+    (plots.steps if steps else plots.curves)(dict(zip(run.names(folders), rows, strict=True)), path)
     print(f"curves: {path}")
 
 
@@ -198,7 +199,9 @@ def main(argv: list[str] | None = None) -> None:
     if args.curves:
         if args.checkpoint is not None:
             parser.error("name runs after --curves, not before it")
-        return draw_curves(args.curves, Path(args.out or "curves.png"))
+        return draw_curves(args.curves, args.steps, Path(args.out or ("steps.png" if args.steps else "curves.png")))
+    if args.steps:
+        parser.error("--steps goes with --curves")
 
     from resnet_min import checkpoint
 

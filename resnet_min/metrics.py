@@ -20,7 +20,8 @@ AVERAGES = {
     "micro": "all one-vs-rest decisions pooled",
 }
 BINS = 15  # of confidence, as in Guo et al. 2017
-FIGURES = ("epoch", *(f"{split}_{what}" for split in ("train", "val", "test") for what in ("loss", "accuracy", "mae")))
+FIGURES = tuple(f"{split}_{what}" for split in ("train", "val", "test") for what in ("loss", "accuracy", "mae"))
+LOGS = {"metrics.jsonl": ("epoch", ("epoch", *FIGURES)), "steps.jsonl": ("step", ("step", "loss"))}  # unit, figures
 
 
 @dataclass(frozen=True)
@@ -205,17 +206,17 @@ def as_dict(report: Report) -> dict[str, Any]:
     }
 
 
-def read_rows(run: str | Path) -> list[dict[str, float]]:
-    """The rows of a run's `metrics.jsonl`, one an epoch. `run` is the run's folder, or a file in it.
+def read_rows(run: str | Path, log: str = "metrics.jsonl") -> list[dict[str, float]]:
+    """The rows of a run's log, in order. `run` is the run's folder, or a file in it; `log` one of LOGS.
 
     Raises UserError, naming file and line, where there is none, or it is empty or damaged.
     """
-    run = Path(run)
-    path = (run if run.is_dir() else run.parent) / "metrics.jsonl"
+    run, (unit, figures) = Path(run), LOGS[log]
+    path = (run if run.is_dir() else run.parent) / log
     if not run.exists():
         raise UserError(f"no run at {run}")
     if not path.is_file():
-        raise UserError(f"{path.parent} holds no metrics.jsonl: it is not a run, or its first epoch is not over")
+        raise UserError(f"{path.parent} holds no {log}: it is not a run, or its first epoch is not over")
     rows = []
     whole, _, _unfinished = path.read_text(encoding="utf-8", errors="replace").rpartition("\n")  # or cut by a kill
     for number, line in enumerate(whole.splitlines(), start=1):
@@ -223,11 +224,11 @@ def read_rows(run: str | Path) -> list[dict[str, float]]:
             row = json.loads(line)
         except ValueError:
             row = None
-        if not (isinstance(row, dict) and "epoch" in row and all(_is_number(row.get(key, 0)) for key in FIGURES)):
-            raise UserError(f"{path}, line {number} is damaged: wanted a JSON object with an epoch and its figures")
+        if not (isinstance(row, dict) and unit in row and all(_is_number(row.get(key, 0)) for key in figures)):
+            raise UserError(f"{path}, line {number} is damaged: wanted a JSON object with {unit} and figures")
         rows.append(row)
     if not rows:
-        raise UserError(f"{path} holds no epoch: the run's first one is not over")
+        raise UserError(f"{path} holds no {unit}: the run's first epoch is not over")
     return rows
 
 

@@ -119,6 +119,31 @@ def _ending(label: str, rows: Sequence[Mapping[str, float]]) -> str:
     return plain(f"{label}: {', '.join(figures)}" if figures else label)
 
 
+def steps(runs: Mapping[str, Sequence[Mapping[str, float]]], path: str | Path) -> None:
+    """The training loss of every step, of one run or of several: pale as it was, and the mean of the steps before.
+
+    runs: label -> rows of `steps.jsonl`. The mean is over a fiftieth of the longest run.
+    """
+    window = max(1, max(len(rows) for rows in runs.values()) // 50)
+    figure = new_figure(9, 4.6)
+    axes = figure.subplots()
+    for number, (label, rows) in enumerate(runs.items()):
+        colour, dashes = COLOURS[number % len(COLOURS)], ("-", "--", ":")[number // len(COLOURS) % 3]
+        step, loss = (np.array([row[key] for row in rows], dtype=float) for key in ("step", "loss"))
+        sums = np.cumsum(np.insert(loss, 0, 0))
+        ends = np.arange(1, len(loss) + 1)
+        starts = np.maximum(0, ends - window)
+        axes.plot(step, loss, color=colour, alpha=0.25, linewidth=0.6, zorder=1)
+        mean = (sums[ends] - sums[starts]) / (ends - starts)
+        axes.plot(step, mean, color=colour, linestyle=dashes, linewidth=1.8, zorder=3, label=plain(label))
+    axes.set(xlabel="step", ylabel="training loss", ylim=(0, None))
+    axes.set_title(f"pale: every step; line: mean of the last {window} steps", fontsize=10)
+    axes.grid(color="0.9")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower left", ncols=2, frameon=False)
+    save(figure, path)
+
+
 def confusion(matrix: Any, classes: Sequence[str], path: str | Path, *, title: str) -> None:
     """A confusion matrix twice, side by side: images, and each row in percent of its class.
 

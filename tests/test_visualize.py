@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -229,6 +230,26 @@ def test_curves_of_several_runs(tmp_path, monkeypatch, capsys):
     visualize.main(["--curves", str(folders[0]), str(folders[1] / "metrics.jsonl")])
     assert capsys.readouterr().out == "curves: curves.png\n"
     assert Image.open("curves.png").size[0] > 800
+
+
+def test_the_loss_of_every_step(tmp_path, monkeypatch, capsys, drawn):
+    monkeypatch.chdir(tmp_path)
+    for name in ("one", "two"):
+        Path(name).mkdir()
+        losses = np.random.default_rng(0).random(120)
+        lines = [json.dumps({"step": step, "lr": 0.1, "loss": loss}) for step, loss in enumerate(losses, start=1)]
+        Path(name, "steps.jsonl").write_text("\n".join(lines) + "\n")
+    visualize.main(["--curves", "one", "two", "--steps"])
+    assert capsys.readouterr().out == "curves: steps.png\n"
+    raw, mean, *_ = drawn[0].axes[0].lines
+    np.testing.assert_allclose(raw.get_ydata(), losses)
+    np.testing.assert_allclose(mean.get_ydata(), [losses[0], *((losses[1:] + losses[:-1]) / 2)])
+    check_legible(drawn[0], Path("steps.png"))
+    with pytest.raises(SystemExit):
+        visualize.main(["--layer", "conv1", "--steps"])
+    Path("two", "steps.jsonl").write_text('{"step": 1, "loss": null}\n')
+    with pytest.raises(UserError, match="line 1 is damaged"):
+        visualize.main(["--curves", "two", "--steps"])
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path, monkeypatch):
