@@ -30,6 +30,7 @@ def load_pretrained(model: ResNet | CrowdNet, source: str, arch: str) -> list[st
         weights = {name: value for name, value in weights.items() if name.partition(".")[0] in kept}
     own = model.state_dict()
     wrong = own.keys() ^ weights.keys()
+    wrong -= {name for name in weights.keys() - own.keys() if name.startswith("fc.")}  # a crowd's encoder has none
     # Batches seen so far: files from before torch 0.4.1 lack the count, and nothing depends on it.
     wrong -= {name for name in own.keys() - weights.keys() if name.endswith("num_batches_tracked")}
     other = [name for name in own if name in weights and own[name].shape != weights[name].shape]

@@ -78,6 +78,9 @@ def test_torchvisions_weights_but_for_what_has_another_shape(weights):
         assert skipped == [*differ, "fc.weight", "fc.bias"]
         for name, tensor in net.state_dict().items():
             assert torch.equal(tensor, drawn[name] if name in skipped else theirs[name]), name
+    crowd = model.CrowdNet(model.resnet18(stem="imagenet"), "linear")
+    assert transfer.load_pretrained(crowd.encoder, str(weights), "resnet18") == []
+    assert torch.equal(crowd.encoder.layer4[1].conv2.weight, theirs["layer4.1.conv2.weight"])
     whole = model.resnet18(stem="imagenet", num_classes=1000)
     assert transfer.load_pretrained(whole, str(weights), "resnet18") == []
 
