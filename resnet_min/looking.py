@@ -65,13 +65,13 @@ def subject(trained: Trained, pixels: Tensor, name: str) -> Subject:
 
 @torch.no_grad()
 def check(trained: Trained, layer: str, channel: int | None) -> None:
-    """Raise UserError where the network has no such layer with maps, or the layer no such channel."""
+    """Raise UserError where there is no such layer with maps, no such channel in it, or nothing finite to see."""
     names, side = layers.chosen(trained.model, layer), trained.config.input_size
-    if channel is not None:
-        _, maps = layers.outputs(trained.model, torch.zeros(1, 3, side, side), names)
-        channels = maps[layer].shape[1]
-        if not 0 <= channel < channels:
-            raise UserError(f"--channel {channel}: {layer} has the channels 0 to {channels - 1}")
+    logits, maps = layers.outputs(trained.model, torch.zeros(1, 3, side, side), names)
+    if not logits.isfinite().all():
+        raise UserError("the model's outputs are not all finite: the weights are from a run that diverged")
+    if channel is not None and not 0 <= channel < maps[layer].shape[1]:
+        raise UserError(f"--channel {channel}: {layer} has the channels 0 to {maps[layer].shape[1] - 1}")
 
 
 def strongest(maps: Tensor, most: int) -> list[int]:

@@ -150,6 +150,14 @@ def test_a_plain_net_has_no_shortcuts_to_go_through(run, monkeypatch):
         visualize.main([str(run), "--layer", "layer2", "--what", "reconstruct", "--shortcut", "main"])
 
 
+def test_weights_of_a_run_that_diverged(run):
+    saved = checkpoint.load(run)
+    saved["model"]["fc.bias"][:] = float("nan")
+    checkpoint.save(run / "last.pt", saved)
+    with pytest.raises(UserError, match="diverged"):
+        visualize.main([str(run), "--layer", "layer1", "--what", "top"])
+
+
 def save_grey(path):
     Image.fromarray(np.arange(60 * 50).reshape(60, 50).astype(np.uint16) * 20).save(path)
 
