@@ -151,7 +151,11 @@ def report(runs: Path, out: Path, smoke: bool, failed: dict[str, str]) -> None:
 
     found = results.read_all(runs)
     table = results.table(found, failed) if not smoke else results.smoke_table(found, failed)
-    text = [results.heading(found, smoke), table, results.FOOTNOTES if not smoke else ""]
+    text = [results.heading(found, smoke), table]
+    if not smoke:
+        text.append(results.FOOTNOTES)
+        if missing := [name for name in recipes.RECIPES if name not in found]:
+            text.append(f"Without a run: {', '.join(missing)}.")
     for name, group in OVERLAYS.items() if not smoke else ():
         overlaid = {recipe: found[recipe][0].rows for recipe in group if recipe in found}
         if len(overlaid) > 1:

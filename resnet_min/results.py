@@ -15,8 +15,8 @@ from .metrics import read_rows
 from .recipes import RECIPES
 
 SIGNIFICANT = 0.02  # of the whole fall of the training loss
-# What a task is judged by: the key in metrics.jsonl after "test_", and its unit.
-FIGURE = {"classify": ("accuracy", "%"), "crowd": ("mae", "")}
+# What a task is judged by: the key in metrics.jsonl after "test_", its unit, and the best of several.
+FIGURE = {"classify": ("accuracy", "%", max), "crowd": ("mae", "", min)}
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def table(found: Mapping[str, Sequence[Result]], failed: Mapping[str, str]) -> s
 
 def _line(recipe: str, results: Sequence[Result], failed: str | None) -> tuple[str, ...]:
     config, published = results[0].config, RECIPES[recipe].published
-    key, unit = FIGURE[config.task]
+    key, unit, best_of = FIGURE[config.task]
     wanted = published.test if config.task == "classify" else published.mae
     done = [result for result in results if result.finished]
     gap, best = "", "not looked at"
@@ -108,7 +108,7 @@ def _line(recipe: str, results: Sequence[Result], failed: str | None) -> tuple[s
         if wanted is not None:
             gap = f"{statistics.mean(r.rows[-1][f'test_{key}'] for r in done) - wanted:+.2f}"
         if all(f"test_{key}" in row for result in done for row in result.rows):  # no validation split
-            best = mean_and_deviation([max(row[f"test_{key}"] for row in result.rows) for result in done], unit)
+            best = mean_and_deviation([best_of(row[f"test_{key}"] for row in result.rows) for result in done], unit)
     else:
         last = f"in epoch {results[0].rows[-1]['epoch'] + 1} of {config.epochs}"
     if failed:
