@@ -86,7 +86,7 @@ def evaluate(path: Path, name: str, folder: Path, args: argparse.Namespace) -> d
     print(ops.backend_line(where.device), flush=True)
 
     model.to(where.device, memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
-    macs = count_macs(model, (config.input_size, config.input_size))
+    macs = count_macs(model, (config.input_size, config.input_size)) * (2 if args.tta else 1)  # of both views
     batches = Batches(
         split, batch_size=args.batch_size, mean=saved["mean"], std=saved["std"], resize=config.resize,
         device=where.device, dtype=where.dtype,

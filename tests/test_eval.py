@@ -127,8 +127,12 @@ def test_several_checkpoints_are_compared(run, tmp_path, capsys, monkeypatch):
 
 
 def test_test_time_flips_average_an_image_and_its_mirror(run, tmp_path, capsys):
-    script.main([str(run), "--tta", "flip"])
+    figures = []
+    for options in ([], ["--tta", "flip"]):
+        script.main([str(run), *options, "--json", str(tmp_path / "f.json")])
+        figures.append(json.loads((tmp_path / "f.json").read_text()))
     assert "(18 of 18, each and its mirror image)" in capsys.readouterr().out
+    assert figures[1]["macs"] == 2 * figures[0]["macs"] and figures[1]["tta"] == "flip"
     change(run, config={**checkpoint.load(run)["config"], "flip": 0.0})
     script.main([str(run), "--tta", "flip"])
     assert "trained without flips" in capsys.readouterr().out
