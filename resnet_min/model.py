@@ -300,7 +300,8 @@ class CrowdNet(nn.Module):
         return self.encoder.features(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        maps = self.head(self.features(x))
+        # The head says what a pixel holds, whatever the stride: Adam's small steps would take long to what a cell does.
+        maps = self.head(self.features(x)) * self.stride**2
         if self.upsampled:
             maps = F.interpolate(maps, x.shape[2:], mode="bilinear", align_corners=False)
         return maps
