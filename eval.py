@@ -75,6 +75,8 @@ def evaluate(path: Path, name: str, folder: Path, args: argparse.Namespace) -> d
     model, saved = checkpoint.load_model(path)
     config, classes = checkpoint.config_of(saved), saved["classes"]
     where = engine.hardware(args.device, args.amp or config.amp)
+    if where.device.type == "cpu":
+        engine.keep_freed_memory()
     net = f"{config.arch}{', plain' if config.plain else ''}"
     parameters = count_parameters(model)
     print(f"model: {net}, {config.stem} stem: {parameters:,} parameters, epoch {saved['epoch']}")
