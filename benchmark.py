@@ -36,8 +36,8 @@ from resnet_min import data, engine, fuse, fusion, ops, reference, timing
 from resnet_min.augment import Batches
 from resnet_min.augment import draw as draw_epoch
 from resnet_min.config import ARCHS, Config
+from resnet_min.cuda_graph import Recorder
 from resnet_min.errors import UserError, run_script
-from resnet_min.graph import Recorder
 from resnet_min.model import resnet
 from resnet_min.timing import Call, Case, Row
 

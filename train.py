@@ -123,8 +123,8 @@ def fit(job: Job, out: str | None, overwrite: bool, resume: Path | None) -> Run:
     from tqdm import tqdm
 
     from resnet_min import checkpoint, engine, transfer
+    from resnet_min.cuda_graph import Recorder
     from resnet_min.environment import environment
-    from resnet_min.graph import Recorder
     from resnet_min.run import Run
     from resnet_min.schedule import learning_rate
 

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import Config
+from .cuda_graph import Recorder
 from .errors import UserError
-from .graph import Recorder
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from resnet_min import engine, graph
+from resnet_min import cuda_graph, engine
 from resnet_min.config import Config
-from resnet_min.graph import Recorder
+from resnet_min.cuda_graph import Recorder
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
@@ -20,8 +20,8 @@ def on_cpu(monkeypatch):
         recordings.append(arguments)
         return lambda: step(*arguments)
 
-    monkeypatch.setattr(graph, "record", record)
-    monkeypatch.setattr(graph, "on_a_side_stream", lambda step, *arguments: step(*arguments))
+    monkeypatch.setattr(cuda_graph, "record", record)
+    monkeypatch.setattr(cuda_graph, "on_a_side_stream", lambda step, *arguments: step(*arguments))
     return recordings
 
 
