@@ -37,6 +37,7 @@ from resnet_min.augment import Batches
 from resnet_min.augment import draw as draw_epoch
 from resnet_min.config import ARCHS, Config
 from resnet_min.cuda_graph import Recorder
+from resnet_min.environment import processor
 from resnet_min.errors import UserError, run_script
 from resnet_min.model import resnet
 from resnet_min.timing import Call, Case, Row
@@ -505,7 +506,7 @@ def about(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "table": args.table,
         "command": shlex.join(["python", *sys.argv]),
-        "hardware": timing.hardware(args.device),
+        "hardware": processor(args.device),
         "threads": torch.get_num_threads(),
         "windows": timing.WINDOWS,
         "versions": {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import platform
 import subprocess
 from importlib import metadata
@@ -21,7 +22,7 @@ def environment(where: Hardware, data: str) -> dict[str, Any]:
         "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "data": describe_data(data),
         "device": str(where),
-        "processor": _processor(),
+        "processor": processor(),
         "kernels": ops.backend_line(where.device).removeprefix("kernels: "),
         "platform": platform.platform(),
         "git_revision": revision(),
@@ -59,9 +60,16 @@ def revision() -> str | None:
         return None
 
 
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+def processor(device: torch.device | str = "cpu") -> str:
+    """A GPU's name; a CPU's, with its cores and what torch vectorises for."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in reversed(lines))}
+    name = facts.get("model name") or platform.processor() or platform.machine()
+    if "cpu family" in facts:  # a virtual machine's processor often has no name of its own
+        name += f" (family {facts['cpu family']}, model {facts['model']})"
+    bf16 = ", bf16" if {"avx512_bf16", "amx_bf16"} & set(facts.get("flags", "").split()) else ""
+    return f"{name}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}{bf16}"

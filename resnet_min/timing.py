@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import tempfile
 import time
@@ -124,20 +123,3 @@ def made(make: Callable[[], Call], device: torch.device) -> tuple[Call, Any, int
     before = steps[0][1]["Total Allocated"] - steps[0][1]["Bytes"]
     held = [step["Total Allocated"] for ts, step in steps if ts < start][-1:]
     return call, first, max(held + [step["Total Allocated"] for ts, step in steps if ts >= start]) - before
-
-
-# ---- what a figure needs beside it to mean something ----
-
-
-def hardware(device: torch.device) -> str:
-    """The device's own name, and of a CPU how many of its cores there are."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in reversed(lines))}
-    name = facts.get("model name", "unknown processor")
-    if "cpu family" in facts:  # a virtual machine's processor often has no name of its own
-        name += f" (family {facts['cpu family']}, model {facts['model']})"
-    bf16 = ", bf16" if {"avx512_bf16", "amx_bf16"} & set(facts.get("flags", "").split()) else ""
-    return f"{name}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}{bf16}"
