@@ -111,6 +111,9 @@ def _line(recipe: str, results: Sequence[Result], failed: str | None) -> tuple[s
             best = mean_and_deviation([best_of(row[f"test_{key}"] for row in result.rows) for result in done], unit)
     else:
         last = f"in epoch {results[0].rows[-1]['epoch'] + 1} of {config.epochs}"
+    epochs = RECIPES[recipe].settings.get("epochs", config.epochs)
+    if config.epochs != epochs:
+        last += f", {config.epochs} epochs for the preset's {epochs}"
     if failed:
         last = f"{last}; {failed}"
     shown = done or results
