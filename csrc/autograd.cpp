@@ -24,6 +24,11 @@ c10::TypedOperatorHandle<Signature> operator_named(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
 }
 
+void check_once(const char* op) {
+  TORCH_CHECK(!at::GradMode::is_enabled(), op,
+              " differentiates once; resnet_min.ops.set_backend(\"reference\") again (create_graph=True)");
+}
+
 // What it keeps: x, four figures a channel and, where ReLU's mask cannot be made from x again, the output.
 struct BnAddRelu : torch::autograd::Function<BnAddRelu> {
   static variable_list forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& gamma,
@@ -42,8 +47,7 @@ struct BnAddRelu : torch::autograd::Function<BnAddRelu> {
 
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
     static const auto op = operator_named<Backward>("resnet_min::bn_add_relu_backward");
-    TORCH_CHECK(!at::GradMode::is_enabled(),
-                "bn_add_relu differentiates once; resnet_min.ops.set_backend(\"reference\") again (create_graph=True)");
+    check_once("bn_add_relu");
     const variable_list saved = context->get_saved_variables();
     const at::Tensor& out = saved[5];
     auto [grad_x, grad_gamma, grad_beta, grad_residual] =
@@ -53,6 +57,28 @@ struct BnAddRelu : torch::autograd::Function<BnAddRelu> {
     return {grad_x, grad_gamma, grad_beta, grad_residual, at::Tensor(), at::Tensor()};
   }
 };
+
+struct Conv3x3 : torch::autograd::Function<Conv3x3> {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& weight) {
+    static const auto op = operator_named<at::Tensor(const at::Tensor&, const at::Tensor&)>("resnet_min::conv3x3");
+    const at::AutoDispatchBelowADInplaceOrView below;
+    context->save_for_backward({x, weight});
+    return op.call(x, weight);
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& grads) {
+    using Gradients =
+        std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&, const at::Tensor&, bool, bool);
+    static const auto op = operator_named<Gradients>("resnet_min::conv3x3_backward");
+    check_once("conv3x3");
+    const variable_list saved = context->get_saved_variables();
+    const bool for_x = context->needs_input_grad(0), for_weight = context->needs_input_grad(1);
+    auto [grad_x, grad_weight] = op.call(grads[0], saved[0], saved[1], for_x, for_weight);
+    return {for_x ? grad_x : at::Tensor(), for_weight ? grad_weight : at::Tensor()};
+  }
+};
+
+at::Tensor conv3x3(const at::Tensor& x, const at::Tensor& weight) { return Conv3x3::apply(x, weight); }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> bn_add_relu(const at::Tensor& x, const at::Tensor& gamma,
                                                            const at::Tensor& beta,
@@ -64,6 +90,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> bn_add_relu(const at::Tensor& x, 
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(resnet_min, Autograd, m) { m.impl("bn_add_relu", &bn_add_relu); }
+TORCH_LIBRARY_IMPL(resnet_min, Autograd, m) {
+  m.impl("bn_add_relu", &bn_add_relu);
+  m.impl("conv3x3", &conv3x3);
+}
 
 }  // namespace resnet_min

@@ -23,6 +23,12 @@ TORCH_LIBRARY(resnet_min, m) {
       "bn_add_relu_backward(Tensor grad, Tensor x, Tensor gamma, Tensor beta, Tensor mean, Tensor invstd, Tensor? out, "
       "bool relu) -> (Tensor grad_x, Tensor grad_gamma, Tensor grad_beta, Tensor grad_residual)",
       {at::Tag::pt2_compliant_tag});
+  m.def("_winograd_weight(Tensor weight) -> Tensor");  // what conv_bn_relu's CPU kernel makes of some weights
+  m.def("conv3x3(Tensor x, Tensor weight) -> Tensor", {at::Tag::pt2_compliant_tag});
+  m.def(
+      "conv3x3_backward(Tensor grad, Tensor x, Tensor weight, bool for_x, bool for_weight) -> (Tensor grad_x, Tensor "
+      "grad_weight)",
+      {at::Tag::pt2_compliant_tag});
 }
 
 namespace {

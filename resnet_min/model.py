@@ -27,6 +27,26 @@ def conv1x1(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 1, stride, bias=False)
 
 
+def convolve(conv: nn.Module, x: Tensor) -> Tensor:
+    """`conv(x)`; in training `ops.conv3x3`, where there is a kernel and nobody looks in between."""
+    if (
+        conv.training
+        and type(x) is Tensor
+        and type(conv) is nn.Conv2d
+        and conv.kernel_size == (3, 3)
+        and conv.stride == conv.padding == conv.dilation == (1, 1)
+        and conv.groups == 1
+        and conv.bias is None
+        and conv.padding_mode == "zeros"
+        and not has_hooks(conv)
+        and not torch.is_autocast_enabled(x.device.type)
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and ops.supported("conv3x3", x, conv.weight)
+    ):
+        return ops.conv3x3(x, conv.weight)
+    return conv(x)
+
+
 def bn_add_relu(x: Tensor, bn: nn.Module, relu: nn.Module | None = None, residual: Tensor | None = None) -> Tensor:
     """`relu(bn(x) + residual)`; in training one operator, where there is a kernel and nobody looks in between."""
     if _is_one_operator(x, bn, relu, residual):
@@ -48,9 +68,15 @@ def _is_one_operator(x: Tensor, bn: nn.Module, relu: nn.Module | None, residual:
         and type(relu) in (nn.ReLU, type(None))
         and bn.affine
         and bn.track_running_stats
-        and not nn.modules.module._has_any_global_hook()
-        and not any(getattr(module, hooks) for module in (bn, relu) if module is not None for hooks in _HOOKS)
+        and not has_hooks(bn, relu)
         and ops.supported("bn_add_relu", x, bn.weight, bn.bias, residual)
+    )
+
+
+def has_hooks(*modules: nn.Module | None) -> bool:
+    """Whether somebody wants to know when one of these is called."""
+    return nn.modules.module._has_any_global_hook() or any(
+        getattr(module, hooks) for module in modules if module is not None for hooks in _HOOKS
     )
 
 
@@ -115,8 +141,8 @@ class Block(nn.Module):
         *first, (conv, bn, relu) = self.layers()
         out = x
         for c, b, r in first:
-            out = bn_add_relu(c(out), b, r)
-        out = conv(out)
+            out = bn_add_relu(convolve(c, out), b, r)
+        out = convolve(conv, out)
         shortcut = None if self.plain else x if self.downsample is None else self.downsample(x)
         return bn_add_relu(out, bn, relu, shortcut)
 

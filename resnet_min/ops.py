@@ -36,10 +36,14 @@ def conv_bn_relu(
 
 
 def reordered(weight: Tensor, x: Tensor, stride: int, padding: int) -> Tensor:
-    """`conv_bn_relu`'s weight in the order its CPU kernel computes in: opaque, best for x's shape and right for any.
+    """`conv_bn_relu`'s weight as its CPU kernel computes with it: opaque, best for x's shape and right for any.
 
-    Only where `takes_reordered(x, weight)`. Without it, each call reorders the weight.
+    Transformed, for a convolution in Winograd's form where that is faster; in oneDNN's order elsewhere. Only where
+    `takes_reordered(x, weight)`. Without it, each call reorders the weight.
     """
+    tiles = len(x) * ((x.shape[2] + 1) // 2) * ((x.shape[3] + 1) // 2)
+    if stride == padding == 1 and weight.shape[2:] == (3, 3) and tiles >= 32 and _takes_conv3x3(x, weight):
+        return torch.ops.resnet_min._winograd_weight(weight)
     reorder = torch.ops.mkldnn._reorder_convolution_weight
     return reorder(weight, (padding, padding), (stride, stride), (1, 1), 1, tuple(x.shape))
 
@@ -57,6 +61,13 @@ def _onednn_dtypes() -> tuple[torch.dtype, ...]:
         return ()
     bfloat16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return (torch.float32, torch.bfloat16) if bfloat16 else (torch.float32,)
+
+
+def conv3x3(x: Tensor, weight: Tensor) -> Tensor:
+    """See `reference.conv3x3`. The compiled one is for CPUs."""
+    if supported("conv3x3", x, weight):
+        return torch.ops.resnet_min.conv3x3(x, weight)
+    return reference.conv3x3(x, weight)
 
 
 def bn_add_relu(
@@ -119,7 +130,19 @@ def _takes_bn_add_relu(x: Tensor, gamma: Tensor, beta: Tensor, residual: Tensor 
     )
 
 
+def _takes_conv3x3(x: Tensor, weight: Tensor) -> bool:
+    # Maps of one pixel are a quarter of a tile. bfloat16 has instructions of its own where it is fast.
+    return (
+        x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and x.dim() == weight.dim() == 4
+        and min(x.shape[2:]) > 1
+        and all(channels > 0 and channels % 64 == 0 for channels in weight.shape[:2])
+    )
+
+
 _takes = {
+    "conv3x3": _takes_conv3x3,
     "crop_flip": _takes_crop_flip,
     "conv_bn_relu": _takes_conv_bn_relu,
     "bn_add_relu": _takes_bn_add_relu,
@@ -224,6 +247,20 @@ if _C is not None:
         reference.check_conv_bn_relu(x, weight, bias, residual, stride, padding)
         b, o, h, w = reference.conv_output_shape(x, weight, stride, padding)
         return x.new_empty((b, h, w, o)).permute(0, 3, 1, 2)
+
+    @torch.library.register_fake("resnet_min::conv3x3")
+    def _(x: Tensor, weight: Tensor) -> Tensor:
+        reference.check_conv3x3(x, weight)
+        b, o, h, w = reference.conv_output_shape(x, weight, 1, 1)
+        return x.new_empty((b, h, w, o)).permute(0, 3, 1, 2)
+
+    @torch.library.register_fake("resnet_min::conv3x3_backward")
+    def _(grad: Tensor, x: Tensor, weight: Tensor, for_x: bool, for_weight: bool) -> tuple[Tensor, Tensor]:
+        channels_last = torch.channels_last
+        return tuple(
+            torch.empty_like(tensor, memory_format=channels_last) if wanted else tensor.new_empty(0)
+            for tensor, wanted in ((x, for_x), (weight, for_weight))
+        )
 
     @torch.library.register_fake("resnet_min::bn_add_relu")
     def _(

@@ -7,7 +7,6 @@
 #include "bn_add_relu.h"
 
 #include <ATen/Parallel.h>
-#include <ATen/Version.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
@@ -17,9 +16,7 @@
 #include <type_traits>
 #include <vector>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
+#include "instruction_sets.h"
 
 namespace resnet_min {
 namespace {
@@ -109,29 +106,41 @@ constexpr int kBytes = 16;
 #if defined(__x86_64__)
 namespace avx2 {
 constexpr int kBytes = 32;
-#define RESNET_MIN_TARGET __attribute__((target("avx2,fma")))
+#define RESNET_MIN_TARGET RESNET_MIN_AVX2
 #include "bn_add_relu_rows.h"
 #undef RESNET_MIN_TARGET
 }  // namespace avx2
 
 namespace avx512 {
 constexpr int kBytes = 64;
-#define RESNET_MIN_TARGET \
-  __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,prefer-vector-width=512")))
+#define RESNET_MIN_TARGET RESNET_MIN_AVX512
+#include "bn_add_relu_rows.h"
+#undef RESNET_MIN_TARGET
+}  // namespace avx512
+
+namespace avx512_bf16 {
+constexpr int kBytes = 64;
+#define RESNET_MIN_TARGET RESNET_MIN_AVX512_BF16
 #define RESNET_MIN_BF16
 #include "bn_add_relu_rows.h"
 #undef RESNET_MIN_BF16
 #undef RESNET_MIN_TARGET
-}  // namespace avx512
+}  // namespace avx512_bf16
 #endif
 
-// Asks torch, so that ATEN_CPU_CAPABILITY=default or avx2 limits this as it does torch's own vector code.
 template <typename T>
 const Loops<T>& loops() {
 #if defined(__x86_64__)
-  static const std::string capability = at::get_cpu_capability();
-  if (capability == "AVX512" && __builtin_cpu_supports("avx512bf16")) return avx512::kLoops<T>;
-  if (capability == "AVX512" || capability == "AVX2") return avx2::kLoops<T>;
+  switch (instruction_set()) {
+    case InstructionSet::kAvx512Bf16:
+      return avx512_bf16::kLoops<T>;
+    case InstructionSet::kAvx512:
+      return avx512::kLoops<T>;
+    case InstructionSet::kAvx2:
+      return avx2::kLoops<T>;
+    case InstructionSet::kPortable:
+      break;
+  }
 #endif
   return portable::kLoops<T>;
 }

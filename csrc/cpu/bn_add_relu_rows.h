@@ -1,16 +1,5 @@
-// The loops of bn_add_relu.cpp over rows of adjacent columns. No include guard: bn_add_relu.cpp includes this once for
-// each instruction set, in a namespace with kBytes, the size of a vector, and with RESNET_MIN_TARGET, the attribute
-// that lets the compiler use those instructions (RESNET_MIN_BF16: they round to bfloat16).
-//
-// Vectors are the compiler's own (GCC's and Clang's vector_size): it keeps a loop's sums in registers, which it does
-// not do with loops over arrays.
-
-template <typename T, int lanes>
-struct VectorOf {
-  typedef T type __attribute__((vector_size(lanes * sizeof(T))));
-};
-template <typename T, int lanes>
-using Vector = typename VectorOf<T, lanes>::type;
+// The loops of bn_add_relu.cpp over rows of adjacent columns (see instruction_sets.h). RESNET_MIN_BF16: the
+// instructions round to bfloat16.
 
 // Loads `lanes` values of T and converts them to A.
 template <typename A, int lanes, typename T>

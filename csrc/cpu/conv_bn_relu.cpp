@@ -1,6 +1,7 @@
 // A convolution that adds bias and residual and applies ReLU while a tile of its output is in registers. The arithmetic
-// is oneDNN's. torch exports none of oneDNN's symbols, only private operators that call it: they are looked up, and
-// where this torch or processor lacks them, ATen's public operators do the same in three passes.
+// is oneDNN's, or winograd.cpp's where the weight was transformed for that. torch exports none of oneDNN's symbols,
+// only private operators that call it: they are looked up, and where this torch or processor lacks them, ATen's public
+// operators do the same in three passes.
 #include <ATen/Context.h>
 #include <ATen/core/List.h>
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -12,6 +13,7 @@
 #include <string_view>
 
 #include "common.h"
+#include "winograd.h"
 
 namespace resnet_min {
 namespace {
@@ -47,16 +49,29 @@ bool onednn_computes_in(at::ScalarType dtype) {
   return at::globalContext().userEnabledMkldnn() && (dtype == at::kFloat || (dtype == at::kBFloat16 && bfloat16));
 }
 
+// [O / 64, 4, 4, C, 64] as [O, C, 3, 3], to be looked at only.
+at::Tensor shaped_as_before(const at::Tensor& transformed) {
+  return transformed.as_strided({transformed.size(0) * 64, transformed.size(3), 3, 3}, {0, 0, 0, 0});
+}
+
 at::Tensor conv_bn_relu(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
                         const MaybeTensor& residual, int64_t stride, int64_t padding, bool relu) {
   static const auto unary = find_operator<ConvUnary>("mkldnn::_convolution_pointwise", "");
   static const auto binary = find_operator<ConvBinary>("mkldnn::_convolution_pointwise", "binary");
-  check_conv_bn_relu(x, weight, bias, residual, stride, padding);
+  const bool transformed = weight.dim() == 5;  // by _winograd_weight
+  const at::Tensor plain = transformed ? shaped_as_before(weight) : weight;
+  check_conv_bn_relu(x, plain, bias, residual, stride, padding);
   constexpr auto layout = at::MemoryFormat::ChannelsLast;
-  const auto shape = conv_output_shape(x, weight, stride, padding);
+  const auto shape = conv_output_shape(x, plain, stride, padding);
   if (x.size(0) == 0) return at::empty(shape, x.options(), layout);
   // oneDNN's operators heed the strides of x and residual, but take those of bias for 1.
   const at::Tensor input = x.contiguous(layout), addend = bias.contiguous();
+  if (transformed) {
+    TORCH_CHECK_VALUE(stride == 1 && padding == 1, "conv_bn_relu: this weight is for stride 1 and padding 1; got ",
+                      stride, " and ", padding);
+    return winograd_conv(input, weight, addend, residual ? std::make_optional(residual->contiguous(layout)) : residual,
+                         relu);
+  }
 
   // The binary operator wants to see channels_last, which in 1×1 maps it does not, nor does it take those in bfloat16.
   const bool onednn = unary && binary && onednn_computes_in(x.scalar_type());
