@@ -158,10 +158,10 @@ def check_augment(batches: dict[str, Tensor], planar: Tensor, draw: tuple[Tensor
 
 
 def kernels(args: argparse.Namespace) -> Iterator[Case]:
-    """`ops.conv_bn_relu` and `ops.bn_add_relu` on every layer of a network, once for each shape that it has.
+    """`ops.conv_bn_relu`, `ops.conv3x3` and `ops.bn_add_relu` on every layer of a network, once for each shape it has.
 
-    The convolutions as in inference, batch norm folded where the contender can; bn_add_relu as in training, forward
-    and backward. On random values: no layer's time depends on them.
+    conv_bn_relu as in inference, batch norm folded where the contender can; the others as in training, forward and
+    backward. On random values: no layer's time depends on them.
     """
     for batch in args.batch or ([64] if args.device.type == "cpu" else [128, 1024]):
         for dtype in dtypes(args.device):
@@ -171,6 +171,11 @@ def kernels(args: argparse.Namespace) -> Iterator[Case]:
                 x = images.contiguous(memory_format=torch.channels_last)
                 contenders = conv_contenders(x, layer)
                 yield Case({**about, "kernel": "conv", "layer": layer["name"]}, batch, contenders, check_kernels)
+            for name, layer in {layer["name"].split(" +")[0]: layer for layer in layers(args.arch)}.items():
+                x, weight = torch.empty(batch, *layer["input"], device=args.device, dtype=dtype), layer["conv"].weight
+                if " 3x3/1 " in name and ops.supported("conv3x3", x, weight.to(dtype)):
+                    contenders = trained_conv_contenders(batch, layer)
+                    yield Case({**about, "kernel": "conv3x3", "layer": name}, batch, contenders, check_kernels)
             for layer in {layer["norm"]: layer for layer in layers(args.arch)}.values():
                 contenders = norm_contenders(batch, dtype, layer, args.device)
                 yield Case({**about, "kernel": "bn", "layer": layer["norm"]}, batch, contenders, check_kernels)
@@ -243,6 +248,24 @@ def conv_contenders(x: Tensor, layer: dict[str, Any]) -> dict[str, Callable[[], 
 def without_grad(make: Callable[[], Call]) -> Call:
     with torch.no_grad():
         return torch.no_grad()(make())
+
+
+def trained_conv_contenders(batch: int, layer: dict[str, Any]) -> dict[str, Callable[[], Call]]:
+    """A 3×3 convolution, forward and backward, on the CPU; returns the gradients."""
+    x, grad = (torch.randn(batch, *layer[end]) for end in ("input", "output"))
+    weight = torch.randn_like(layer["conv"].weight) * layer["conv"].weight[0].numel() ** -0.5
+
+    def both_ways(forward: Callable[..., Tensor], memory_format: torch.memory_format) -> Call:
+        a, w, g = (t.contiguous(memory_format=memory_format) for t in (x, weight, grad))
+        wanted = a.requires_grad_(), w.requires_grad_()
+        return lambda: torch.autograd.grad(forward(*wanted), wanted, g)
+
+    eager = partial(nn.functional.conv2d, padding=1)
+    return {
+        "ours": partial(both_ways, ops.conv3x3, torch.channels_last),
+        "eager, NCHW": partial(both_ways, eager, torch.contiguous_format),
+        "eager, channels_last": partial(both_ways, eager, torch.channels_last),
+    }
 
 
 def norm_contenders(

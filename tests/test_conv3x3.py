@@ -7,6 +7,8 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from resnet_min import ops, reference
@@ -66,6 +68,35 @@ def test_odd_maps(batch, size):
     exact = results(eager, *(t.double() for t in args))
     for got, true in zip(results(ops.conv3x3, *args), exact, strict=True):
         torch.testing.assert_close(got.double(), true, rtol=1e-4, atol=1e-4)
+
+
+def check_anywhere(batch, channels, height, width):
+    args = draw(batch, *(64 * number for number in channels), (height, width))
+    for got, true in zip(results(ops.conv3x3, *args), results(eager, *(t.double() for t in args)), strict=True):
+        torch.testing.assert_close(got.double(), true, rtol=1e-4, atol=1e-3)
+
+
+ANYWHERE = {
+    "batch": st.integers(1, 40),
+    "channels": st.tuples(*[st.integers(1, 3)] * 2),
+    "height": st.integers(1, 12),
+    "width": st.integers(1, 12),
+}
+
+
+@needs_extension
+@settings(max_examples=10, deadline=None)
+@given(**ANYWHERE)
+def test_anywhere(batch, channels, height, width):
+    check_anywhere(batch, channels, height, width)
+
+
+@pytest.mark.slow
+@needs_extension
+@settings(max_examples=300, deadline=None)
+@given(**ANYWHERE)
+def test_anywhere_at_length(batch, channels, height, width):
+    check_anywhere(batch, channels, height, width)
 
 
 @needs_extension
@@ -218,6 +249,9 @@ def test_a_transformed_weight_is_for_one_convolution():
         ops.conv_bn_relu(x, transformed, torch.zeros(64), None, 2, 1, True)
     with pytest.raises(ValueError, match="weight must be float32"):
         ops.conv_bn_relu(x[:, :32], transformed, torch.zeros(64), None, 1, 1, True)
+    for other in (transformed.double(), transformed[..., :32], transformed.transpose(1, 2)):
+        with pytest.raises(ValueError, match="weight must be .O, C, h, w., or what ops.reordered made"):
+            ops.conv_bn_relu(x, other, torch.zeros(64), None, 1, 1, True)
 
 
 @needs_extension

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FILES = ("test_ops.py", "test_bn_add_relu.py", "test_conv_bn_relu.py")
+FILES = ("test_ops.py", "test_bn_add_relu.py", "test_conv_bn_relu.py", "test_conv3x3.py")
 
 
 @pytest.mark.slow

@@ -51,6 +51,9 @@ bool onednn_computes_in(at::ScalarType dtype) {
 
 // [O / 64, 4, 4, C, 64] as [O, C, 3, 3], to be looked at only.
 at::Tensor shaped_as_before(const at::Tensor& transformed) {
+  const bool ok = transformed.scalar_type() == at::kFloat && has_shape(transformed, {kAnySize, 4, 4, kAnySize, 64}) &&
+                  transformed.is_contiguous();
+  check_argument(ok, "conv_bn_relu", "weight", "[O, C, h, w], or what ops.reordered made", transformed);
   return transformed.as_strided({transformed.size(0) * 64, transformed.size(3), 3, 3}, {0, 0, 0, 0});
 }
 
