@@ -328,6 +328,7 @@ def test_autocast_and_other_dtypes_are_left_alone(calls):
     net = network(blocks=(1,), widths=(64,))
     with torch.autocast("cpu", torch.bfloat16):
         net(images())
+        net.layer1[0](torch.randn(2, 64, 8, 8).contiguous(memory_format=CHANNELS_LAST))  # not yet bfloat16
     net.double()(images().double())
     assert not calls
 
