@@ -42,7 +42,7 @@ def reordered(weight: Tensor, x: Tensor, stride: int, padding: int) -> Tensor:
     `takes_reordered(x, weight)`. Without it, each call reorders the weight.
     """
     tiles = len(x) * ((x.shape[2] + 1) // 2) * ((x.shape[3] + 1) // 2)
-    if stride == padding == 1 and weight.shape[2:] == (3, 3) and tiles >= 32 and _takes_conv3x3(x, weight):
+    if stride == padding == 1 and weight.shape[2:] == (3, 3) and tiles >= 16 and _takes_conv3x3(x, weight):
         return torch.ops.resnet_min._winograd_weight(weight)
     reorder = torch.ops.mkldnn._reorder_convolution_weight
     return reorder(weight, (padding, padding), (stride, stride), (1, 1), 1, tuple(x.shape))

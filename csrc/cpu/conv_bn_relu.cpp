@@ -57,6 +57,13 @@ at::Tensor shaped_as_before(const at::Tensor& transformed) {
   return transformed.as_strided({transformed.size(0) * 64, transformed.size(3), 3, 3}, {0, 0, 0, 0});
 }
 
+// Whether Winograd's form is faster even with the weight's transform, which costs about what it saves in 100 tiles.
+bool pays_to_transform(const at::Tensor& x, const at::Tensor& weight, int64_t stride, int64_t padding) {
+  const bool fits = x.scalar_type() == at::kFloat && stride == 1 && padding == 1 && !weight.is_mkldnn() &&
+                    weight.size(2) == 3 && weight.size(3) == 3 && winograd_takes(x.size(1), weight.size(0));
+  return fits && x.size(2) > 1 && x.size(3) > 1 && x.size(0) * x.size(2) * x.size(3) >= 4 * 200;
+}
+
 at::Tensor conv_bn_relu(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
                         const MaybeTensor& residual, int64_t stride, int64_t padding, bool relu) {
   static const auto unary = find_operator<ConvUnary>("mkldnn::_convolution_pointwise", "");
@@ -72,8 +79,10 @@ at::Tensor conv_bn_relu(const at::Tensor& x, const at::Tensor& weight, const at:
   if (transformed) {
     TORCH_CHECK_VALUE(stride == 1 && padding == 1, "conv_bn_relu: this weight is for stride 1 and padding 1; got ",
                       stride, " and ", padding);
-    return winograd_conv(input, weight, addend, residual ? std::make_optional(residual->contiguous(layout)) : residual,
-                         relu);
+  }
+  if (transformed || pays_to_transform(x, weight, stride, padding)) {
+    return winograd_conv(input, transformed ? weight : winograd_weight(weight), addend,
+                         residual ? std::make_optional(residual->contiguous(layout)) : residual, relu);
   }
 
   // The binary operator wants to see channels_last, which in 1×1 maps it does not, nor does it take those in bfloat16.
