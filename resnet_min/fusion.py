@@ -173,8 +173,8 @@ class FusedConv(nn.Module):
     On CUDA it is our kernel or cuDNN's fused call, by a trial of both at the first x of a shape; ours without a trial
     under torch's deterministic algorithms, while a graph is captured, and in compiled code.
 
-    The CPU kernel wants the weight in an order of oneDNN's. That is an opaque tensor, which can be neither saved nor
-    moved nor put into a graph, so it is kept beside the plain weight and made from it at the first call, or again once
+    The CPU kernel wants the weight transformed, or in an order of oneDNN's. That is an opaque tensor, not to be saved,
+    moved or put into a graph, so it is kept beside the plain weight and made from it at the first call, or again once
     the weight is another or was written to.
     """
 
