@@ -104,6 +104,16 @@ def test_a_file_of_something_else_is_left_alone(table):
     assert len(ran) == 3
 
 
+@pytest.mark.parametrize("batch", [1, 16, 20])
+def test_logits_are_compared_image_by_image(batch):
+    """Of a batch of any size, those that both have."""
+    exact = torch.randn(16, 10)
+    logits = torch.cat([exact, torch.randn(4, 10)])[:batch]
+    benchmark.check_inference({"ours": logits}, exact)
+    with pytest.raises(AssertionError, match="ours computes something else"):
+        benchmark.check_inference({"ours": logits + 1}, exact)
+
+
 @pytest.mark.parametrize("name", ["kernels", "training", "inference"])
 def test_contenders_agree(name, monkeypatch, capsys):
     """The smallest of each table, timed for no time: its check passes."""

@@ -18,12 +18,11 @@ needs_extension = pytest.mark.skipif(ops._C is None, reason=f"no compiled kernel
 CHANNELS_LAST = torch.channels_last
 
 
-def draw(batch=4, inputs=64, outputs=64, size=(8, 8), relu=True):
+def draw(batch=4, inputs=64, outputs=64, size=(8, 8)):
     """x as a ReLU leaves it, a weight, and a gradient of the output."""
-    x = torch.randn(batch, inputs, *size)
+    x = torch.randn(batch, inputs, *size).relu()
     weight = torch.randn(outputs, inputs, 3, 3) * (2 / (9 * inputs)) ** 0.5
     grad = torch.randn(batch, outputs, *size)
-    x = x.relu() if relu else x
     return *(t.contiguous(memory_format=CHANNELS_LAST) for t in (x, weight)), grad
 
 

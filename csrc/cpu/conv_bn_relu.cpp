@@ -57,7 +57,7 @@ at::Tensor shaped_as_before(const at::Tensor& transformed) {
   return transformed.as_strided({transformed.size(0) * 64, transformed.size(3), 3, 3}, {0, 0, 0, 0});
 }
 
-// Whether Winograd's form is faster even with the weight's transform, which costs about what it saves in 100 tiles.
+// Whether there are so many tiles that Winograd's form is faster even with the weight's transform.
 bool pays_to_transform(const at::Tensor& x, const at::Tensor& weight, int64_t stride, int64_t padding) {
   const bool fits = x.scalar_type() == at::kFloat && stride == 1 && padding == 1 && !weight.is_mkldnn() &&
                     weight.size(2) == 3 && weight.size(3) == 3 && winograd_takes(x.size(1), weight.size(0));
