@@ -96,53 +96,12 @@ struct Loops {
 
 // ---- the loops, for each instruction set ----
 
-namespace portable {
-constexpr int kBytes = 16;
-#define RESNET_MIN_TARGET
-#include "bn_add_relu_rows.h"
-#undef RESNET_MIN_TARGET
-}  // namespace portable
-
-#if defined(__x86_64__)
-namespace avx2 {
-constexpr int kBytes = 32;
-#define RESNET_MIN_TARGET RESNET_MIN_AVX2
-#include "bn_add_relu_rows.h"
-#undef RESNET_MIN_TARGET
-}  // namespace avx2
-
-namespace avx512 {
-constexpr int kBytes = 64;
-#define RESNET_MIN_TARGET RESNET_MIN_AVX512
-#include "bn_add_relu_rows.h"
-#undef RESNET_MIN_TARGET
-}  // namespace avx512
-
-namespace avx512_bf16 {
-constexpr int kBytes = 64;
-#define RESNET_MIN_TARGET RESNET_MIN_AVX512_BF16
-#define RESNET_MIN_BF16
-#include "bn_add_relu_rows.h"
-#undef RESNET_MIN_BF16
-#undef RESNET_MIN_TARGET
-}  // namespace avx512_bf16
-#endif
+#define RESNET_MIN_LOOPS "bn_add_relu_rows.h"
+#include "each_instruction_set.h"
 
 template <typename T>
 const Loops<T>& loops() {
-#if defined(__x86_64__)
-  switch (instruction_set()) {
-    case InstructionSet::kAvx512Bf16:
-      return avx512_bf16::kLoops<T>;
-    case InstructionSet::kAvx512:
-      return avx512::kLoops<T>;
-    case InstructionSet::kAvx2:
-      return avx2::kLoops<T>;
-    case InstructionSet::kPortable:
-      break;
-  }
-#endif
-  return portable::kLoops<T>;
+  return RESNET_MIN_CHOSEN(kLoops<T>);
 }
 
 // ---- rows, columns and chunks ----

@@ -1,5 +1,4 @@
-// The loops of bn_add_relu.cpp over rows of adjacent columns (see instruction_sets.h). RESNET_MIN_BF16: the
-// instructions round to bfloat16.
+// The loops of bn_add_relu.cpp over rows of adjacent columns (see instruction_sets.h).
 
 // Loads `lanes` values of T and converts them to A.
 template <typename A, int lanes, typename T>

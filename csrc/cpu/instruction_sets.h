@@ -1,8 +1,9 @@
 // What the vectorised CPU kernels share: the compiler's vector types, and which instructions this processor has.
 //
-// A kernel's loops are in a header of their own without an include guard. Its .cpp file includes them once for each
-// instruction set, in a namespace with kBytes, the size of a vector, and with RESNET_MIN_TARGET, the attribute that
-// lets the compiler use those instructions.
+// A kernel's loops are in a header of their own without an include guard, RESNET_MIN_LOOPS. each_instruction_set.h
+// includes it once for each instruction set, in a namespace with kBytes, the size of a vector, and with
+// RESNET_MIN_TARGET, the attribute that lets the compiler use those instructions (RESNET_MIN_BF16: they round to
+// bfloat16). RESNET_MIN_CHOSEN(name) is the namespaces' `name` for this processor.
 #pragma once
 
 #include <ATen/Version.h>
@@ -14,10 +15,15 @@
 #include <immintrin.h>
 #endif
 
-#define RESNET_MIN_AVX2 __attribute__((target("avx2,fma")))
-#define RESNET_MIN_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,prefer-vector-width=512")))
-#define RESNET_MIN_AVX512_BF16 \
-  __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,prefer-vector-width=512")))
+#if defined(__x86_64__)
+#define RESNET_MIN_CHOSEN(name)                                         \
+  (instruction_set() == InstructionSet::kAvx512Bf16 ? avx512_bf16::name \
+   : instruction_set() == InstructionSet::kAvx512   ? avx512::name      \
+   : instruction_set() == InstructionSet::kAvx2     ? avx2::name        \
+                                                    : portable::name)
+#else
+#define RESNET_MIN_CHOSEN(name) (portable::name)
+#endif
 
 namespace resnet_min {
 
@@ -34,13 +40,17 @@ enum class InstructionSet { kPortable, kAvx2, kAvx512, kAvx512Bf16 };
 // Asks torch, so that ATEN_CPU_CAPABILITY=default or avx2 limits ours as it does torch's own vector code.
 inline InstructionSet instruction_set() {
 #if defined(__x86_64__)
-  static const std::string capability = at::get_cpu_capability();
-  if (capability == "AVX512") {
-    return __builtin_cpu_supports("avx512bf16") ? InstructionSet::kAvx512Bf16 : InstructionSet::kAvx512;
-  }
-  if (capability == "AVX2") return InstructionSet::kAvx2;
-#endif
+  static const InstructionSet found = [] {
+    const std::string capability = at::get_cpu_capability();
+    if (capability == "AVX512") {
+      return __builtin_cpu_supports("avx512bf16") ? InstructionSet::kAvx512Bf16 : InstructionSet::kAvx512;
+    }
+    return capability == "AVX2" ? InstructionSet::kAvx2 : InstructionSet::kPortable;
+  }();
+  return found;
+#else
   return InstructionSet::kPortable;
+#endif
 }
 
 }  // namespace resnet_min

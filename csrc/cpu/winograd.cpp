@@ -55,36 +55,10 @@ struct Loops {
   void (*multiply)(const Product&);
 };
 
-namespace portable {
-constexpr int kBytes = 16;
-#define RESNET_MIN_TARGET
-#include "winograd_loops.h"
-#undef RESNET_MIN_TARGET
-}  // namespace portable
+#define RESNET_MIN_LOOPS "winograd_loops.h"
+#include "each_instruction_set.h"
 
-#if defined(__x86_64__)
-namespace avx2 {
-constexpr int kBytes = 32;
-#define RESNET_MIN_TARGET RESNET_MIN_AVX2
-#include "winograd_loops.h"
-#undef RESNET_MIN_TARGET
-}  // namespace avx2
-
-namespace avx512 {
-constexpr int kBytes = 64;
-#define RESNET_MIN_TARGET RESNET_MIN_AVX512
-#include "winograd_loops.h"
-#undef RESNET_MIN_TARGET
-}  // namespace avx512
-#endif
-
-const Loops& loops() {
-#if defined(__x86_64__)
-  if (instruction_set() >= InstructionSet::kAvx512) return avx512::kLoops;
-  if (instruction_set() == InstructionSet::kAvx2) return avx2::kLoops;
-#endif
-  return portable::kLoops;
-}
+const Loops& loops() { return RESNET_MIN_CHOSEN(kLoops); }
 
 // ---- tiles ----
 
