@@ -1,8 +1,9 @@
 """Builds resnet_min._C for the torch that will run it, with CUDA kernels where there is an nvcc for that torch's CUDA.
 
 What cannot be built is left out, with the reason in resnet_min/_build.json, and the package runs on its PyTorch
-reference instead. Environment: RESNET_MIN_REQUIRE_EXT=1 makes a failed build an error, RESNET_MIN_WERROR=1 a compiler's
-warning; TORCH_CUDA_ARCH_LIST, CUDA_HOME, CXX and MAX_JOBS mean what they mean to torch.
+reference instead. Environment: RESNET_MIN_CUDA=0 leaves the CUDA kernels out, RESNET_MIN_REQUIRE_EXT=1 makes a failed
+build an error, RESNET_MIN_WERROR=1 a compiler's warning; TORCH_CUDA_ARCH_LIST, CUDA_HOME, CXX and MAX_JOBS mean what they
+mean to torch.
 """
 
 import contextlib
@@ -187,6 +188,8 @@ class BuildKernels(build_ext):
             versions = {home: nvcc_version(output_of(f"{home}/bin/nvcc", "--version")) for home in cuda_homes(sys.path)}
             versions = {home: found for home, found in versions.items() if found}
             home, cuda = choose_cuda(versions, torch.version.cuda)
+            if os.environ.get("RESNET_MIN_CUDA") == "0":
+                home, cuda = None, "RESNET_MIN_CUDA=0 at install"
             if home:
                 cpu = cuda = self.build(home, versions[home])
             if cpu != "built":
