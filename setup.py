@@ -2,8 +2,8 @@
 
 What cannot be built is left out, with the reason in resnet_min/_build.json, and the package runs on its PyTorch
 reference instead. Environment: RESNET_MIN_CUDA=0 leaves the CUDA kernels out, RESNET_MIN_REQUIRE_EXT=1 makes a failed
-build an error, RESNET_MIN_WERROR=1 a compiler's warning; TORCH_CUDA_ARCH_LIST, CUDA_HOME, CXX and MAX_JOBS mean what they
-mean to torch.
+build an error, RESNET_MIN_WERROR=1 a compiler's warning; TORCH_CUDA_ARCH_LIST, CUDA_HOME, CXX and MAX_JOBS mean what
+they mean to torch.
 """
 
 import contextlib
