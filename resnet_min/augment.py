@@ -98,6 +98,7 @@ class Batches:
         # Resized and turned in float32, and then rounded once.
         self.table = make_table(mean, std, torch.float32 if resize or rotation else dtype).to(device)
         self.batch_size, self.padding, self.flip, self.seed = batch_size, padding, flip, seed
+        self.size = (resize, resize) if resize else tuple(self.images.shape[1:3])
 
     def __len__(self) -> int:
         return -(-len(self.images) // self.batch_size)

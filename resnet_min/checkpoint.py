@@ -1,4 +1,4 @@
-"""Checkpoints: atomic save, safe load, and the model that one describes.
+"""Checkpoints: atomic save, safe load.
 
 A checkpoint is a dict of tensors and plain values, loadable with `torch.load(…, weights_only=True)`:
 
@@ -26,7 +26,6 @@ from torch import nn
 from . import __version__
 from .config import Config
 from .errors import UserError
-from .model import CrowdNet, ResNet, from_config
 
 KEYS = ("model", "optimizer", "schedule", "epoch", "step", "rng", "config", "classes", "mean", "std", "versions")
 
@@ -131,12 +130,6 @@ def load(path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
-def config_of(checkpoint: dict[str, Any]) -> Config:
-    """The options a checkpoint was trained with; options that later versions added get their defaults."""
-    known = {item.name for item in dataclasses.fields(Config)}
-    return Config(**{key: value for key, value in checkpoint["config"].items() if key in known})
-
-
 def load_weights(model: nn.Module, checkpoint: dict[str, Any], path: str | Path = "the checkpoint") -> None:
     """Fill `model` with a checkpoint's weights, all of them. Raises UserError naming what differs."""
     own, other = model.state_dict(), checkpoint["model"]
@@ -144,21 +137,6 @@ def load_weights(model: nn.Module, checkpoint: dict[str, Any], path: str | Path 
     wrong += [name for name in own.keys() & other.keys() if own[name].shape != other[name].shape]
     if wrong:
         raise UserError(
-            f"{path} was trained as another architecture: {len(wrong)} of {len(own)} tensors differ, "
-            f"{sorted(wrong)[0]} among them"
+            f"{path} was trained as another architecture: {len(wrong)} tensors differ, {sorted(wrong)[0]} among them"
         )
     model.load_state_dict(other)
-
-
-def load_model(path: str | Path, task: str = "classify") -> tuple[ResNet | CrowdNet, dict[str, Any]]:
-    """(model in eval mode on the CPU, checkpoint) of a checkpoint file or a run folder (its `last.pt`).
-
-    Raises UserError, besides what `load` does, for a model of another task: "classify", or "crowd".
-    """
-    checkpoint = load(path)
-    if (other := config_of(checkpoint).task) != task:
-        kinds = {"classify": "classifies", "crowd": "counts crowds"}
-        raise UserError(f"{path} {kinds[other]}; wanted a checkpoint that {kinds[task]}")
-    model = from_config(config_of(checkpoint), len(checkpoint["classes"]))
-    load_weights(model, checkpoint, path)
-    return model.eval(), checkpoint

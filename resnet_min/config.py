@@ -1,10 +1,11 @@
-"""`Config`: the one list of options, with their defaults and help lines. Imports no torch."""
+"""`Config`: the options of a training run, with their defaults and help lines. Imports no torch."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,8 +24,12 @@ def option(default: Any, help: str, *flags: str, choices: tuple[str, ...] | None
 
 @dataclass(frozen=True)
 class Config:
-    """Every option of a training run. A run's `config.json` is this, with the data's place, mean and std filled in."""
+    """The options that every task has. A run's `config.json` is one, with the data's place, mean and std filled in.
 
+    A task adds its own by a subclass (see tasks/). Raises UserError for values that do not fit.
+    """
+
+    task: str = option("", "what to train for")
     # model
     arch: str = option("resnet18", "network: " + ", ".join(ARCHS), "-a")
     plain: bool = option(False, "the same convolutions without any shortcut")
@@ -36,18 +41,6 @@ class Config:
     blocks: tuple[int, ...] | None = option(None, "residual blocks in each stage, instead of the arch's own", type=int)
     widths: tuple[int, ...] | None = option(None, "channels of each stage, instead of the arch's own", type=int)
     strides: tuple[int, ...] | None = option(None, "stride of each stage, instead of 1 2 2 2", type=int)
-    dropout: float = option(0.0, "dropout probability before the last layer", type=float)
-    # crowds
-    task: str = option("classify", "classify; crowd: count heads by a density map", choices=("classify", "crowd"))
-    head: str = option(
-        "dilated", "crowd: dilated 3x3 convolutions, maps at the encoder's stride; linear: a 1x1 convolution, maps "
-        "upsampled to the image's size", choices=("dilated", "linear"),
-    )  # fmt: skip
-    crop: int | None = option(None, "crowd: side of random square crops, in pixels (default: whole images)", type=int)
-    sigma: float | None = option(
-        None, "crowd: width of a head's Gaussian, in pixels (default: by the distance to its nearest heads)", type=float
-    )
-    count_weight: float = option(0.0, "crowd: weight in the loss of the count's absolute error", type=float)
     # transfer
     pretrained: str = option("none", "start from weights: imagenet (torchvision's), or a file or run; none for random")
     freeze: str = option(
@@ -64,16 +57,12 @@ class Config:
     )  # fmt: skip
     data_dir: str = option("data", "where named data sets are, or are downloaded to")
     cache_dir: str | None = option(None, "where decoded images are kept (default: beside the data)")
-    image_size: int | None = option(None, "resize and centre-crop an image folder to this size (default 32)", type=int)
     limit: int | None = option(None, "use this many images of each split, for a quick try (default: all)", type=int)
     val_size: int = option(0, "images held out of the training split for validation, stratified", type=int)
     split_seed: int = option(0, "seed of --val-size: the same images are held out whatever --seed is", type=int)
     mean: tuple[float, ...] | None = option(None, "channel means, of 1 (default: the training split's)", type=float)
     std: tuple[float, ...] | None = option(None, "channel deviations, of 1 (default: the training split's)", type=float)
-    padding: int = option(4, "zero-pad by this many pixels, then crop at random; 0 for no crop", type=int)
     flip: float = option(0.5, "probability of a horizontal flip", type=float)
-    resize: int | None = option(None, "then resize each batch to this height and width, on the device", type=int)
-    rotation: float = option(0.0, "then turn each image by up to this many degrees, either way", type=float)
     # optimisation
     epochs: int = option(164, "passes over the training images", type=int)
     batch_size: int = option(128, "images a step", "-b", type=int)
@@ -82,9 +71,8 @@ class Config:
     momentum: float = option(0.9, "momentum of sgd", type=float)
     nesterov: bool = option(False, "Nesterov's momentum, for sgd")
     wd: float = option(1e-4, "weight decay", "--weight-decay", type=float)
-    label_smoothing: float = option(0.0, "label smoothing, 0 to 1", type=float)
     schedule: str = option(
-        "step", "constant; step: times --gamma at --milestones; cosine; onecycle: linear warm-up, then cosine to 0",
+        "step", "constant; step: times --gamma at --milestones; cosine; onecycle: up over --warmup, then down, linear",
         choices=("constant", "step", "cosine", "onecycle"),
     )  # fmt: skip
     milestones: tuple[int, ...] = option((), "when step multiplies the learning rate by --gamma", type=int)
@@ -114,17 +102,9 @@ class Config:
                 raise UserError(f"{flag(item.name)} is one of {', '.join(choices)}; got {value!r}")
         if self.arch not in ARCHS:
             raise UserError(f"unknown arch {self.arch!r}{did_you_mean(self.arch, ARCHS)}; known: {', '.join(ARCHS)}")
-        for name in ("epochs", "batch_size", "image_size", "limit", "resize", "t_max", "freeze_epochs", "crop"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise UserError(f"{flag(name)} must be at least 1; got {getattr(self, name)}")
-        for name in ("val_size", "padding", "momentum", "wd", "freeze_children", "count_weight"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{flag(name)} must not be negative; got {getattr(self, name)}")
-        for name in ("flip", "dropout", "label_smoothing", "warmup"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{flag(name)} is a share from 0 to 1; got {getattr(self, name)}")
-        if not 0 <= self.rotation <= 180:
-            raise UserError(f"--rotation is from 0 to 180 degrees; got {self.rotation:g}")
+        self.check_at_least(1, "epochs", "batch_size", "limit", "t_max", "freeze_epochs")
+        self.check_at_least(0, "val_size", "momentum", "wd", "freeze_children")
+        self.check_shares("flip", "warmup")
         for name in ("mean", "std"):
             if getattr(self, name) is not None and len(getattr(self, name)) != 3:
                 raise UserError(f"{flag(name)} needs 3 numbers, red, green and blue; got {len(getattr(self, name))}")
@@ -133,10 +113,6 @@ class Config:
         for name in ("lr", "freeze_lr"):
             if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"{flag(name)} must be positive; got {getattr(self, name)}")
-        if self.sigma is not None and not 1 <= self.sigma < math.inf:
-            raise UserError(f"--sigma must be at least 1 pixel; got {self.sigma}")
-        if self.task == "crowd" and (self.freeze != "none" or self.freeze_children):
-            raise UserError("--freeze and --freeze-children are for --task classify")
         if self.freeze != "none" and self.freeze_children:
             raise UserError("--freeze and --freeze-children both say what is frozen: give one of them")
         if self.freeze == "none" and not self.freeze_children:
@@ -154,10 +130,46 @@ class Config:
         if list(self.milestones) != sorted(set(self.milestones)) or any(m < 1 for m in self.milestones):
             raise UserError(f"--milestones must be positive and rise; got {' '.join(map(str, self.milestones))}")
 
-    @property
-    def input_size(self) -> int:
-        """Height and width of the images that the network sees."""
-        return self.resize or self.image_size or 32
+    def check_at_least(self, least: int, *names: str) -> None:
+        """Raise UserError where one of these options is given and below `least`."""
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                wanted = "must not be negative" if least == 0 else f"must be at least {least}"
+                raise UserError(f"{flag(name)} {wanted}; got {value}")
+
+    def check_shares(self, *names: str) -> None:
+        """Raise UserError where one of these options is not from 0 to 1."""
+        for name in names:
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{flag(name)} is a share from 0 to 1; got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What a task is judged by: the mean figure of an image."""
+
+    key: str  # in metrics.jsonl, after the split's name: "accuracy", as in "val_accuracy"
+    title: str  # its name, for people
+    unit: str  # what stands right behind a value: "%"
+    best: Callable[..., Any]  # of several values: max or min
+    axis: str  # a plot's label
+    log: bool = False  # whether a plot's axis is logarithmic
+    beside: tuple[str, str] | None = None  # key and title of another figure that the field quotes with it
+
+    def of(self, row: Mapping[str, Any], split: str) -> float | None:
+        """The split's value in a row of metrics.jsonl; None where it was not measured."""
+        return row.get(f"{split}_{self.key}")
+
+    def words(self, row: Mapping[str, Any], split: str) -> str:
+        """ "accuracy 91.25%" or "MAE 24.29, MSE 37.29": the split's figures in a row of metrics.jsonl."""
+        key, title = self.beside or ("", "")
+        other = f", {title} {row[f'{split}_{key}']:.2f}" if key else ""
+        return f"{self.title} {self.shown(row[f'{split}_{self.key}'])}{other}"
+
+    def shown(self, value: float) -> str:
+        """ "91.25%": a value with its unit."""
+        return f"{value:.2f}{self.unit}"
 
 
 def flag(name: str) -> str:
@@ -169,3 +181,8 @@ def did_you_mean(name: str, known: Any) -> str:
     """', did you mean X?' where something known is close to `name`, otherwise nothing."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f", did you mean {near[0]}?" if near else ""
+
+
+def shown(value: Any) -> str:
+    """An option's value as one would write it on the command line."""
+    return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

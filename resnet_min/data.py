@@ -17,7 +17,7 @@ import tempfile
 import threading
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
@@ -47,6 +47,10 @@ class Split:
     def __len__(self) -> int:
         return len(self.images)
 
+    def subset(self, index: Sequence[int] | np.ndarray) -> Split:
+        """A copy of these images in memory, by NumPy, which gathers whole images several times as fast as torch."""
+        return Split(torch.from_numpy(self.images.numpy().take(index, 0)), self.labels[index])
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -60,6 +64,22 @@ class Dataset:
     test: Split
     mean: tuple[float, float, float]  # of each channel over all pixels of `train`, where white is 1
     std: tuple[float, float, float]  # likewise: the deviation of all pixels, not the mean of the images' own deviations
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        parts = {"train": self.train, "val": self.val, "test": self.test}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def summary(self) -> str:
+        sizes = ", ".join(f"{len(part):,} {name}" for name, part in self.splits.items())
+        return f"{sizes}; {'x'.join(map(str, self.train.images.shape[1:3]))}; {len(self.classes)} classes"
+
+    def contents(self) -> dict[str, str]:
+        counts = {name: part.labels.bincount(minlength=len(self.classes)) for name, part in self.splits.items()}
+        return {
+            name: ", ".join(f"{c} {n}" for c, n in zip(self.classes, labels.tolist(), strict=True))
+            for name, labels in counts.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -113,12 +133,12 @@ def load(
         if not 0 < val_size < len(whole):
             raise UserError(f"--val-size must leave some of the {len(whole)} training images; got {val_size}")
         kept, held = stratified(whole.labels.numpy(), val_size, seed)
-        splits["train"], splits["val"] = _subset(whole, kept), _subset(whole, held)
+        splits["train"], splits["val"] = whole.subset(kept), whole.subset(held)
         sums = sums[kept]
     mean, std = mean_std(sums, pixels=len(sums) * size * size)
     if limit is not None:
         splits = {
-            name: _subset(part, np.arange(limit) * len(part) // limit) if limit < len(part) else part
+            name: part.subset(np.arange(limit) * len(part) // limit) if limit < len(part) else part
             for name, part in splits.items()
         }
     classes = tuple(content["classes"])
@@ -235,8 +255,6 @@ def _image_folder(data: str) -> _Source:
         raise UserError(f"--data {data} is neither a folder nor one of {', '.join(known)}{did_you_mean(data, known)}")
     if not root.is_dir():
         raise UserError(f"--data {data} is a file; wanted a folder with train/CLASS/* and test/CLASS/*")
-    if (root / "train_data").is_dir():
-        raise UserError(f"{root} is a crowd, which has no classes: take --task crowd, or a recipe for one")
     for name in ("train", "test"):
         if not (root / name).is_dir():
             raise UserError(f"{root} has no {name}/ folder; wanted train/CLASS/* and test/CLASS/*")
@@ -345,6 +363,18 @@ def pixels(item: str | np.ndarray, size: int | None) -> np.ndarray:
         raise UserError(f"cannot read the image {item}: {error}") from error
 
 
+def read_image(file: str, size: int) -> tuple[Tensor, str]:
+    """A picture as uint8 [size, size, 3], and what was done to it, if anything. Raises UserError as `pixels` does."""
+    from PIL import Image
+
+    image = torch.tensor(pixels(file, size))
+    with Image.open(file) as original:
+        was, kind = f"{original.width}x{original.height} {original.mode}", original.format
+    if was == f"{size}x{size} RGB":
+        return image, ""
+    return image, f"{was} {kind} to {size}x{size} RGB (its shorter side resized, its middle kept)"
+
+
 # ---- the cache: one file for a data set and an image size, replaced whole ----
 
 
@@ -433,11 +463,6 @@ def stratified(labels: np.ndarray, held: int, seed: int) -> tuple[np.ndarray, np
     for label, size in enumerate(sizes):
         out[rng.permutation(np.flatnonzero(labels == label))[:size]] = True
     return np.flatnonzero(~out), np.flatnonzero(out)
-
-
-def _subset(split: Split, index: np.ndarray) -> Split:
-    """A copy in memory, by NumPy, which gathers whole images several times as fast as torch does."""
-    return Split(torch.from_numpy(split.images.numpy().take(index, 0)), split.labels[index])
 
 
 def mean_std(sums: Tensor, pixels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -1,4 +1,4 @@
-"""One epoch of training, one pass of evaluation, and the hardware both run on."""
+"""One epoch of training, and the hardware it runs on."""
 
 from __future__ import annotations
 
@@ -7,38 +7,14 @@ import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import ops
 from .config import Config
 from .cuda_graph import Recorder
 from .errors import UserError
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a net is trained for and judged by."""
-
-    figure: str  # the mean figure of an image, as in the `val_accuracy` of metrics.jsonl
-    title: str  # its name, for people
-    unit: str
-    best: Callable[..., Any]  # of several: max or min
-    objective: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # see train_one_epoch
-    judge: Callable[[nn.Module, Iterable[tuple[Tensor, Tensor]], Hardware], dict[str, float]]  # on held-out batches
-
-
-def classification(label_smoothing: float = 0.0) -> Task:
-    """Classes: trained by cross-entropy, judged by accuracy in percent."""
-
-    def judge(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], where: Hardware) -> dict[str, float]:
-        loss, accuracy, _ = evaluate(model, batches, where)
-        return {"loss": loss, "accuracy": accuracy}
-
-    return Task("accuracy", "accuracy", "%", max, partial(cross_entropy, label_smoothing=label_smoothing), judge)
 
 
 class Diverged(UserError):
@@ -59,8 +35,22 @@ class Hardware:
         if self.device.type == "cuda":
             where = torch.cuda.get_device_name(self.device)
         else:
-            where = f"{self.device} ({torch.get_num_threads()} threads)"
+            threads = torch.get_num_threads()
+            where = f"{self.device} ({threads} thread{'s' * (threads > 1)})"
         return f"{where}, {'bf16 autocast' if self.dtype == torch.bfloat16 else 'float32'}"
+
+
+def set_up(config: Config) -> Hardware:
+    """Choose device, kernels, algorithms and the way memory is kept, for the whole process, as the options say.
+
+    Raises UserError for a device or kernels that are not there.
+    """
+    ops.set_backend(config.kernels)
+    where = hardware(config.device, config.amp)
+    choose_algorithms(config.deterministic)
+    if where.device.type == "cpu":
+        keep_freed_memory()
+    return where
 
 
 def hardware(device: str = "auto", amp: str = "auto") -> Hardware:
@@ -76,6 +66,11 @@ def hardware(device: str = "auto", amp: str = "auto") -> Hardware:
     return Hardware(where, torch.bfloat16 if bf16 else torch.float32)
 
 
+def cpu() -> Hardware:
+    """The CPU, in float32."""
+    return Hardware(torch.device("cpu"), torch.float32)
+
+
 def _has_bf16(device: torch.device) -> bool:
     """Whether bf16 convolutions are native there: elsewhere they run, but slower than float32."""
     if device.type == "cuda":
@@ -89,9 +84,10 @@ def _has_bf16(device: torch.device) -> bool:
 def choose_algorithms(deterministic: bool) -> None:
     """Have cuDNN find its fastest algorithm for every shape; or torch use those that give the same bits again.
 
-    Where there is none (a max-pool's gradient on CUDA) torch warns. cuBLAS wants CUBLAS_WORKSPACE_CONFIG=:4096:8 in the
-    environment for it, before its first call.
+    Where there is none (a max-pool's gradient on CUDA) torch warns.
     """
+    if deterministic:  # cuBLAS reads it when CUDA starts
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.benchmark = not deterministic
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
 
@@ -131,25 +127,19 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
             group["lr"] = rate
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
-    """What classification trains on: (cross-entropy, 100 for each image that is right and 0 for others [B])."""
-    loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
-    return loss, 100 * (logits.argmax(1) == labels)
-
-
 def train_one_epoch(
     model: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
     optimizer: torch.optim.Optimizer,
     rates: Sequence[float],
     where: Hardware,
-    objective: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = cross_entropy,
+    loss_of: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
     after_step: Callable[[], object] = lambda: None,
     recorder: Recorder | None = None,
 ) -> tuple[Tensor, float]:
     """Train on each of `batches` (images [B,3,H,W], targets) once, step i at learning rate `rates[i]`.
 
-    objective: (outputs in float32, targets) -> (loss, a figure of each image [B]).
+    loss_of: (outputs in float32, targets) -> (loss, a figure of each image [B]).
     recorder: takes the steps as a CUDA graph; one for all epochs.
 
     Returns (loss of every step [steps] on the CPU, mean figure of the outputs that the steps were taken from).
@@ -160,7 +150,7 @@ def train_one_epoch(
     def step(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         with where.autocast():
             outputs = model(images)
-        loss, figure = objective(outputs.float(), targets)
+        loss, figure = loss_of(outputs.float(), targets)
         if where.device.type != "cpu" or math.isfinite(loss.item()):
             loss.backward()
             optimizer.step()
@@ -186,23 +176,3 @@ def train_one_epoch(
             checked = number
         after_step()
     return losses.cpu(), figures.item() / seen
-
-
-@torch.inference_mode()
-def evaluate(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], where: Hardware
-) -> tuple[float, float, Tensor]:
-    """One pass over `batches` (images [B,3,H,W], labels [B]) in eval mode.
-
-    Returns (mean cross-entropy, accuracy in percent, logits [N, classes] float32 on the CPU).
-    """
-    model.eval()
-    logits, labels = [], []
-    for images, target in batches:
-        with where.autocast():
-            logits.append(model(images).float())
-        labels.append(target)
-    logits, labels = torch.cat(logits), torch.cat(labels)
-    loss = F.cross_entropy(logits, labels).item()
-    accuracy = 100 * (logits.argmax(1) == labels).double().mean().item()
-    return loss, accuracy, logits.cpu()

@@ -24,7 +24,7 @@ SLICE_BYTES = 3 * 2**20
 
 @torch.no_grad()
 def fuse(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
-    """The fused inference form of `model` in eval mode: a ResNet, ours or torchvision's, or a `CrowdNet`.
+    """The fused inference form of a ResNet, ours or torchvision's, or of a module that holds one of ours; in eval mode.
 
     `model` is left as it is.
 
@@ -34,13 +34,14 @@ def fuse(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
              grad. It can be moved, copied, saved, compiled, and exported with a dynamic batch.
 
     Layers keep their names. The max-pool and what follows the last block (pooling, dropout, `fc`) are kept, whatever
-    they are; so is the head of a `CrowdNet`. Raises UserError for a model in training mode, and for one it does not
-    understand, naming the layer.
+    they are; so is all of a module around a ResNet. Raises UserError for a model in training mode, and for one it does
+    not understand, naming the layer.
     """
     if not isinstance(model, nn.Module):
         raise UserError(f"fuse: the model is {type(model).__name__}; wanted a module")
-    if isinstance(model, ours.CrowdNet):
-        return fuse_encoder(model, dtype)
+    held = [name for name, module in model.named_modules() if name and isinstance(module, ours.ResNet)]
+    if len(held) == 1:
+        return fuse_inside(model, held[0], dtype)
     expect(model, {model: "the model"}, ours.ResNet, theirs.ResNet)
     for name, module in [("the model", model), *list(model.named_modules())[1:]]:
         if module.training:
@@ -63,14 +64,14 @@ def fuse(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     return FusedResNet(layers).to(dtype).requires_grad_(False).eval()
 
 
-def fuse_encoder(model: ours.CrowdNet, dtype: torch.dtype | None) -> ours.CrowdNet:
-    """`model` with its encoder fused: images -> density maps, as it does."""
+def fuse_inside(model: nn.Module, name: str, dtype: torch.dtype | None) -> nn.Module:
+    """`model` with the ResNet called `name` in it fused, all in one dtype."""
     if model.training:
         raise UserError("fuse: the model is in training mode; wanted eval mode: call model.eval() first")
     fused = copy.deepcopy(model)
-    fused.encoder = fuse(model.encoder, dtype)
-    fused.head.to(fused.encoder.conv1.weight.dtype)
-    return fused.requires_grad_(False)
+    inner = fuse(model.get_submodule(name), dtype)
+    fused.set_submodule(name, inner)
+    return fused.to(inner.conv1.weight.dtype).requires_grad_(False)
 
 
 def fuse_block(block: nn.Module, names: dict[nn.Module, str]) -> FusedBlock:

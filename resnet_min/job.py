@@ -1,60 +1,116 @@
-"""All that a run trains with: data, network, batches and task, made of its options."""
+"""What a run trains with: its options, from flags, recipe and data; and the data, network and batches made of them."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
-from . import crowd, data, engine, model, ops, transfer
-from .augment import Batches
-from .config import Config
-from .data import Split
-from .engine import Hardware, Task
+from . import checkpoint, ops, recipes, tasks, transfer
+from .config import Config, flag, shown
+from .data import resolve_auto
+from .engine import Hardware
 from .errors import UserError
-from .model import CrowdNet, ResNet
+from .model import backbone_of, count_macs, count_parameters
+from .schedule import learning_rate
+from .tasks.options import TaskConfig
+from .tasks.task import Batches, Dataset, Task
+
+
+def configure(flags: Mapping[str, Any], recipe_name: str | None) -> TaskConfig:
+    """The options of a new run: the recipe's, or those that suit the data, and the flags over them.
+
+    Raises UserError for options that do not fit one another, the task or the data.
+    """
+    settings = recipes.recipe(recipe_name).settings if recipe_name is not None else {}
+    task = flags.get("task") or settings.get("task")
+    if task is None:
+        task = tasks.DEFAULT if settings else tasks.recognised(flags.get("data", "")) or tasks.DEFAULT
+    try:  # a slip shows before anything slow begins
+        tasks.make_config({**settings, **flags, "task": task})
+    except UserError as error:
+        raise UserError(f"{error} (with the settings of --recipe {recipe_name})" if settings else str(error)) from None
+    kind = tasks.kind(task)
+    data = resolve_auto({"data": kind.data, **settings, **flags}["data"], flags.get("data_dir", Config.data_dir))
+    if (other := tasks.recognised(data)) and other != task:
+        raise UserError(f"{data} is data of --task {other}; this is --task {task}")
+    return tasks.make_config({**(settings or kind.default_settings(data)), **flags, "task": task, "data": data})
+
+
+def describe_recipe(name: str, flags: Mapping[str, Any], config: TaskConfig) -> Iterator[str]:
+    """Where a recipe is from, what was published for it, and which flags changed it, line by line."""
+    about = recipes.recipe(name)
+    preset = tasks.make_config(about.settings)
+    yield f"recipe: {name}, {about.source}; published: {about.published}" + (f"; {about.note}" if about.note else "")
+    changed = [
+        f"{flag(option)} {shown(getattr(config, option))} (the recipe's: {shown(getattr(preset, option))})"
+        for option in flags
+        if getattr(config, option) != getattr(preset, option)
+    ]
+    if changed:
+        yield f"flags win over the recipe: {', '.join(changed)}"
+
+
+def reopen(resume: str, flags: Mapping[str, Any]) -> tuple[TaskConfig, Path]:
+    """The options and the checkpoint of the run to go on with; `flags` may say only for how many epochs.
+
+    Raises UserError for another flag, a checkpoint that cannot be read, and a run that is finished.
+    """
+    if wrong := [flag(name) for name in flags if name != "epochs"]:
+        raise UserError(
+            f"--resume takes everything from the run itself, but for --epochs; leave out {', '.join(wrong)}"
+        )
+    path = checkpoint.find(resume)
+    saved = checkpoint.load(path)
+    config = dataclasses.replace(tasks.read_config(saved["config"]), **flags)
+    if saved["epoch"] >= config.epochs:
+        raise UserError(f"{path} has finished its {saved['epoch']} epochs; a larger --epochs goes on")
+    return config, path
+
+
+def check_milestones(config: TaskConfig, steps: int) -> None:
+    """Raise UserError where a milestone would never come, with `steps` an epoch: asked for by flag, that is a slip."""
+    end = config.epochs - (config.freeze_epochs or 0)
+    if config.schedule != "step":
+        raise UserError(f"--milestones are for --schedule step; this is {config.schedule}")
+    if config.milestone_unit == "iterations":
+        end *= steps
+    if config.milestones[-1] >= end:
+        raise UserError(f"--milestones {config.milestones[-1]} lies past the end, {end} {config.milestone_unit}")
 
 
 @dataclass
 class Job:
     """All that a run trains with: what `prepare` makes of the options."""
 
-    config: Config  # with the data's place, mean and std filled in
-    name: str  # of the data
-    classes: tuple[str, ...]
-    splits: dict[str, Split | crowd.Split]  # train, test, and val where there is one
-    where: Hardware
-    net: ResNet | CrowdNet  # on its device
-    batches: Batches | crowd.Batches  # to train on
-    held_out: dict[str, Batches | crowd.Whole]  # val and test
+    config: TaskConfig  # with the data's place, mean and std filled in
     task: Task
+    dataset: Dataset
+    where: Hardware
+    net: nn.Module  # on its device
+    batches: Batches  # to train on
+    held_out: dict[str, Batches]  # val, where there is one, and test
 
     @property
     def steps(self) -> int:
         """Steps an epoch."""
         return len(self.batches)
 
+    @property
+    def watched(self) -> str:
+        """The split looked at after every epoch: with a validation split, the test set is kept for the end."""
+        return "val" if "val" in self.held_out else "test"
 
-def prepare(config: Config) -> Job:
-    """Load the data, draw the model, and say what is about to be trained, on what, with what."""
-    ops.set_backend(config.kernels)
-    where = engine.hardware(config.device, config.amp)
-    engine.choose_algorithms(config.deterministic)
-    if where.device.type == "cpu":
-        engine.keep_freed_memory()
-    counts = config.task == "crowd"
-    subset = dict(
-        cache_dir=config.cache_dir, val_size=config.val_size, seed=config.split_seed, limit=config.limit
-    )  # fmt: skip
-    if counts:
-        dataset = crowd.load(config.data, **subset)
-    else:
-        dataset = data.load(config.data, data_dir=config.data_dir, image_size=config.image_size, **subset)
-    splits = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
-    splits = {name: split for name, split in splits.items() if split is not None}
-    images = len(splits["train"])
+
+def prepare(config: TaskConfig, where: Hardware) -> Job:
+    """Load the data and draw the network, from `config.seed`. Raises UserError where options and data do not fit."""
+    dataset = config.make_task().load()
+    images = len(dataset.splits["train"])
     if config.batch_size > images:
         raise UserError(f"--batch-size {config.batch_size} is larger than the data, {images} images")
     config = dataclasses.replace(
@@ -65,50 +121,56 @@ def prepare(config: Config) -> Job:
         mean=config.mean or dataset.mean,
         std=config.std or dataset.std,
     )
+    task = config.make_task()
     torch.manual_seed(config.seed)
-    net = model.from_config(config, len(dataset.classes))
+    net = task.build(dataset.classes)
     transfer.freeze(net, config, epoch=1)
-    side = config.crop if counts else config.input_size
-    size = (side, side) if side else tuple(dataset.train.images[0].shape[:2])
-    maps = net.eval().features(torch.zeros(1, 3, *size))
+    batches = task.batches(dataset.splits["train"], where)
+    maps = backbone_of(net.eval()).features(torch.zeros(1, 3, *batches.size))
     if images % config.batch_size == 1 and maps[0, 0].numel() == 1:
         raise UserError(
             f"--batch-size {config.batch_size} leaves a last batch of one image, and its 1x1 maps no batch statistics; "
             "choose another size"
         )
-
-    total, trained = model.count_parameters(net), model.count_parameters(net, trained_only=True)
-    kind = f"{config.arch}{', plain' if config.plain else ''}, {config.stem} stem"
-    macs = model.count_macs(net, size) / 1e6
-    print(f"model: {kind}: {total:,} parameters ({total - trained:,} frozen), {macs:,.1f}M MACs an image")
-    sizes = ", ".join(f"{len(split):,} {name}" for name, split in splits.items())
-    mean, std = (" ".join(f"{v:.4f}" for v in values) for values in (config.mean, config.std))
-    shape = "x".join(map(str, dataset.train.images[0].shape[:2]))
-    resized = f", resized to {config.resize}x{config.resize}" if config.resize else ""
-    if counts:
-        resized = f", crops of {side}x{side}" if side else ""
-    what = f"{int(dataset.train.counts.sum()):,} heads to learn from" if counts else f"{len(dataset.classes)} classes"
-    print(f"data: {config.data}: {sizes}; {shape}{resized}; {what}")
-    print(f"normalised by: mean {mean}, std {std}")
-    print(f"device: {where}{', channels_last' if config.channels_last else ''}")
-    print(ops.backend_line(where.device))
-
     net.to(where.device, memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
-    common = dict(mean=config.mean, std=config.std, device=where.device, dtype=where.dtype)
-    drawn = dict(batch_size=config.batch_size, flip=config.flip, seed=config.seed, **common)
-    rest = {name: split for name, split in splits.items() if name != "train"}
-    if counts:
-        print(f"to beat on the test images:\n{crowd.say_constants(dataset, dataset.test)}")
-        batches = crowd.Batches(dataset.train, crop=config.crop, sigma=config.sigma, stride=net.stride, **drawn)
-        held_out = {name: crowd.Whole(split, **common) for name, split in rest.items()}
-        task = crowd.counting(config.count_weight)
-    else:
-        batches = Batches(
-            dataset.train, padding=config.padding, rotation=config.rotation, resize=config.resize, **drawn
-        )  # fmt: skip
-        held_out = {
-            name: Batches(split, batch_size=min(256, len(split)), resize=config.resize, **common)
-            for name, split in rest.items()
-        }
-        task = engine.classification(config.label_smoothing)
-    return Job(config, dataset.name, dataset.classes, splits, where, net, batches, held_out, task)
+    held_out = {
+        name: task.batches(split, where, batch_size=min(256, len(split)))
+        for name, split in dataset.splits.items()
+        if name != "train"
+    }
+    return Job(config, task, dataset, where, net, batches, held_out)
+
+
+def announce(job: Job) -> Iterator[str]:
+    """What is about to be trained, on what, with what, line by line."""
+    config, net = job.config, job.net
+    total, trained = count_parameters(net), count_parameters(net, trained_only=True)
+    height, width = job.batches.size
+    macs = count_macs(net, job.batches.size) / 1e6
+    yield (
+        f"model: {config.arch}{', plain' if config.plain else ''}, {config.stem} stem: {total:,} parameters "
+        f"({total - trained:,} frozen), {macs:,.1f}M MACs for an image of {height}x{width}"
+    )
+    yield f"data: {config.data}: {job.dataset.summary()}"
+    mean, std = (" ".join(f"{v:.4f}" for v in values) for values in (config.mean, config.std))
+    yield f"normalised by: mean {mean}, std {std}"
+    yield f"device: {job.where}{', channels_last' if config.channels_last else ''}"
+    yield ops.backend_line(job.where.device)
+
+
+def plan(job: Job) -> Iterator[str]:
+    """What --dry-run adds, line by line: the splits' targets, frozen tensors, the learning rate of each epoch."""
+    config, steps = job.config, job.steps
+    for name, content in job.dataset.contents().items():
+        yield f"{name}: {content}"
+    frozen = ", ".join(n for n, p in job.net.named_parameters() if not p.requires_grad)
+    until = f" (epochs 1 to {config.freeze_epochs})" if config.freeze_epochs is not None else ""
+    yield f"frozen{until}: {frozen or 'nothing'}"
+    yield f"{config.epochs} epochs of {steps} steps of {config.batch_size} images; learning rates:"
+    above = None
+    for epoch in range(config.epochs):
+        first, last = (learning_rate(config, epoch * steps + step, steps) for step in (0, steps - 1))
+        line = f"{first:.6g}" if first == last else f"{first:.6g} to {last:.6g}"
+        if line != above:  # epochs of the same rates share a line
+            yield f"  from epoch {epoch + 1}: {line}"
+        above = line

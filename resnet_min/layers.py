@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from .errors import UserError
@@ -51,6 +52,11 @@ def graph(model: ResNet) -> dict[str, Layer]:
         layers[relu] = Layer(modules[relu], tuple(inputs))
         last = relu
     return layers
+
+
+def is_plain(model: ResNet) -> bool:
+    """Whether the network has no shortcuts."""
+    return all(block.plain for block in model.modules() if isinstance(block, Block))
 
 
 def find(model: nn.Module, name: str) -> nn.Module:
@@ -109,6 +115,39 @@ def outputs(model: ResNet, images: Tensor, names: Collection[str]) -> tuple[Tens
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def convolution(model: nn.Module, name: str) -> nn.Conv2d:
+    """The convolution called `name`. Raises UserError where it is none, naming those inside it."""
+    module = find(model, name)
+    if isinstance(module, nn.Conv2d):
+        return module
+    held = sorted(f"{name}.{child}" for child, part in module.named_modules() if isinstance(part, nn.Conv2d))
+    hint = f"inside it are {', '.join(held[:4])}" if held else "conv1 is a convolution, which has"
+    raise UserError(f"{name} is a {type(module).__name__} and has no filters; {hint}; or take another --what")
+
+
+def table(model: ResNet, size: tuple[int, int]) -> Iterator[str]:
+    """Every layer that makes something, in the order of use: kind, receptive field, output for one image of `size`."""
+    rows = []
+    hooks = [
+        module.register_forward_hook(
+            lambda module, _, output, name=name: rows.append((name, type(module).__name__, list(output.shape[1:])))
+        )
+        for name, module in model.named_modules()
+        if name
+    ]
+    with torch.inference_mode():
+        model(torch.zeros(1, 3, *size))
+    for hook in hooks:
+        hook.remove()
+    layers = graph(model)
+    wide, kind = (max(len(row[column]) for row in rows) for column in (0, 1))
+    yield f"{'layer':{wide}}  {'kind':{kind}}  {'sees':9}  output for one image of {size[0]}x{size[1]}"
+    for name, type_name, shape in rows:
+        maps = inside(model, name)
+        sees = "{0}x{0}".format(field_size(layers, maps[-1])) if maps else "all"
+        yield f"{name:{wide}}  {type_name:{kind}}  {sees:9}  {' x '.join(map(str, shape))}"
 
 
 def geometry(module: nn.Module) -> tuple[int, int, int]:

@@ -6,7 +6,7 @@ Each function takes a layer, any module with maps, or "all" for the stem and eve
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,9 +15,6 @@ import torch
 from torch import Tensor
 
 from . import activations, deconvnet, layers, pictures
-from .augment import Batches
-from .config import Config
-from .data import Split
 from .errors import UserError
 from .model import ResNet
 from .pictures import BLANK, Panel
@@ -27,21 +24,16 @@ FEW = 8  # panels in a row
 ROWS = 6  # of channels
 
 
-class Trained(NamedTuple):
-    """What a checkpoint holds: the network in eval mode, its options, its classes, how its images are normalised."""
+class View(NamedTuple):
+    """What is looked at: a network's ResNet, how its images are normalised, the names of its classes."""
 
     model: ResNet
-    config: Config
-    classes: list[str]
-    mean: list[float]
-    std: list[float]
-
-    def batches(self, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
-        """(images [B, 3, H, W], labels [B]) as the network takes them, in float32 on the CPU."""
-        return Batches(split, batch_size=256, mean=self.mean, std=self.std, resize=self.config.resize).ordered()
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
     def picture(self, x: Tensor) -> np.ndarray:
-        """One of these images, [3, H, W], as RGB from 0 to 1, [H, W, 3]."""
+        """An image as the network takes it, [3, H, W], as RGB from 0 to 1, [H, W, 3]."""
         return (x.numpy().transpose(1, 2, 0) * self.std + self.mean).clip(0, 1)
 
 
@@ -50,25 +42,15 @@ class Subject(NamedTuple):
 
     x: Tensor  # float [1, 3, H, W], as the network takes it
     picture: np.ndarray  # the same as RGB from 0 to 1, [H, W, 3]
-    predicted: int  # class
-    caption: str  # its name and prediction
+    caption: str  # its name, and what the network says of it
 
 
 @torch.no_grad()
-def subject(trained: Trained, pixels: Tensor, name: str) -> Subject:
-    """An image, uint8 [H, W, 3], with the network's prediction."""
-    ((x, _),) = trained.batches(Split(pixels[None], torch.zeros(1, dtype=torch.int64)))
-    share, predicted = trained.model(x).softmax(1)[0].max(0)
-    caption = f"{name}, predicted {trained.classes[predicted]} ({100 * share:.1f}%)"
-    return Subject(x, trained.picture(x[0]), int(predicted), caption)
-
-
-@torch.no_grad()
-def check(trained: Trained, layer: str, channel: int | None) -> None:
+def check(view: View, layer: str, channel: int | None, size: tuple[int, int]) -> None:
     """Raise UserError where there is no such layer with maps, no such channel in it, or nothing finite to see."""
-    names, side = layers.chosen(trained.model, layer), trained.config.input_size
-    logits, maps = layers.outputs(trained.model, torch.zeros(1, 3, side, side), names)
-    if not logits.isfinite().all():
+    names = layers.chosen(view.model, layer)
+    outputs, maps = layers.outputs(view.model, torch.zeros(1, 3, *size), names)
+    if not outputs.isfinite().all():
         raise UserError("the model's outputs are not all finite: the weights are from a run that diverged")
     if channel is not None and not 0 <= channel < maps[layer].shape[1]:
         raise UserError(f"--channel {channel}: {layer} has the channels 0 to {maps[layer].shape[1] - 1}")
@@ -79,10 +61,10 @@ def strongest(maps: Tensor, most: int) -> list[int]:
     return maps.amax((1, 2)).topk(min(most, len(maps))).indices.tolist()
 
 
-def maps_of(trained: Trained, subject: Subject, layer: str) -> dict[str, Tensor]:
+def maps_of(view: View, subject: Subject, layer: str) -> dict[str, Tensor]:
     """Layer -> its maps for the subject, float [C, h, w]."""
     with torch.no_grad():
-        _, maps = layers.outputs(trained.model, subject.x, layers.chosen(trained.model, layer))
+        _, maps = layers.outputs(view.model, subject.x, layers.chosen(view.model, layer))
     return {name: made[0] for name, made in maps.items()}
 
 
@@ -92,9 +74,9 @@ def coloured(maps: Tensor, channels: list[int]) -> list[np.ndarray]:
     return [pictures.coloured(maps[channel], limit, signed) for channel in channels]
 
 
-def features(trained: Trained, subject: Subject, layer: str, channel: int | None, path: Path) -> None:
+def features(view: View, subject: Subject, layer: str, channel: int | None, path: Path) -> None:
     """The maps of a layer, or one of them; of all layers, the strongest few of each."""
-    made = maps_of(trained, subject, layer)
+    made = maps_of(view, subject, layer)
     if layer == "all":
         rows, labels = [[Panel(subject.picture)]], ["image"]
         for name, maps in made.items():
@@ -114,38 +96,48 @@ def features(trained: Trained, subject: Subject, layer: str, channel: int | None
     pictures.features(subject.picture, maps[channels], path, title=f"{subject.caption}\n{title}", numbers=channels)
 
 
-def top(trained: Trained, split: Split, layer: str, channel: int | None, path: Path) -> None:
-    """The images of `split` that excite a channel most, or those of the channels that reach highest."""
-    graph, place = layers.graph(trained.model), layers.locate(trained.model, layer)
-    peaks, places = activations.peaks(trained.model, trained.batches(split), layer)
+def top(
+    view: View,
+    batches_of: Callable[[Sequence[int]], Iterable[tuple[Tensor, Tensor]]],
+    count: int,
+    layer: str,
+    channel: int | None,
+    path: Path,
+) -> None:
+    """The images that excite a channel most, or those of the channels that reach highest.
+
+    batches_of: numbers of images, from 0 to `count` - 1 -> (images as the network takes them, targets) of these.
+    """
+    graph, place = layers.graph(view.model), layers.locate(view.model, layer)
+    peaks, places = activations.peaks(view.model, batches_of(range(count)), layer)
     channels = strongest(peaks.T[:, :, None], ROWS) if channel is None else [channel]
     rows = []
     for number in channels:
         best = peaks[:, number].topk(min(FEW if channel is None else 2 * FEW, len(peaks))).indices
-        ((xs, labels),) = trained.batches(Split(split.images[best], split.labels[best]))
+        shown = [pair for xs, targets in batches_of(best.tolist()) for pair in zip(xs, targets.tolist(), strict=True)]
         row = []
-        for x, label, image in zip(xs, labels.tolist(), best.tolist(), strict=True):
+        for (x, target), image in zip(shown, best.tolist(), strict=True):
             box = layers.receptive_field(graph, place, tuple(places[image, number].tolist()), tuple(x.shape[1:]))
-            row.append(
-                Panel(trained.picture(x), f"{image}: {trained.classes[label][:12]}\n{peaks[image, number]:.2f}", box)
-            )
+            what = view.classes[target][:12] if view.classes else f"{target:g}"
+            row.append(Panel(view.picture(x), f"{image}: {what}\n{peaks[image, number]:.2f}", box))
         rows += [row[start : start + FEW] for start in range(0, len(row), FEW)]
     which = "the channels that reach highest" if channel is None else f"channel {channel}"
     pictures.panels(
         rows, path, labels=[str(number) for number in channels] if channel is None else (),
         title=f"{layer}, {which}: the images that excite {'each' if channel is None else 'it'} most",
-        note="Above each image: its number, its class and its peak. The frame is the peak's receptive field.",
+        note="Above each image: its number, its target and its peak. The frame is the peak's receptive field.",
     )  # fmt: skip
 
 
 def reconstruct(
-    trained: Trained, subject: Subject, layer: str, channel: int | None, shortcut: str | None, rectify: bool, path: Path
+    view: View, subject: Subject, layer: str, channel: int | None, shortcut: str | None, rectify: bool, path: Path
 ) -> None:
     """The reverse ResNet (see deconvnet.py): from a layer's whole map and its strongest channels, or from one channel.
 
     From all layers, the whole map of each. shortcut: None for "add", from all layers for a row of each.
     """
-    made, model, image = maps_of(trained, subject, layer), trained.model, Panel(subject.picture, "image")
+    made, model, image = maps_of(view, subject, layer), view.model, Panel(subject.picture, "image")
+    plain = layers.is_plain(model)
     shown = "rectified" if rectify else "not rectified"
     note = "Grey is zero; each projection has its own scale."
 
@@ -154,12 +146,12 @@ def reconstruct(
         return [Panel(pictures.centred(one), caption) for one, caption in zip(back, captions, strict=True)]
 
     if layer == "all":
-        ways = [shortcut or "add"] if shortcut or trained.config.plain else list(deconvnet.SHORTCUTS)
+        ways = [shortcut or "add"] if shortcut or plain else list(deconvnet.SHORTCUTS)
         rows = [[image]] + [[BLANK] for _ in ways[1:]]
         for row, way in zip(rows, ways, strict=True):
             row += [panel for name, maps in made.items() for panel in project(name, maps[None], [name], way)]
         title = f"the whole map of each depth, projected back to the pixels ({shown})"
-        labels = [] if trained.config.plain else [f"shortcuts: {way}" for way in ways]
+        labels = [] if plain else [f"shortcuts: {way}" for way in ways]
         return pictures.panels(rows, path, title=f"{subject.caption}\n{title}", labels=labels, note=note)
 
     maps, way = made[layer], shortcut or "add"
@@ -182,15 +174,15 @@ def reconstruct(
         rows = [[image, *own, whole, point._replace(box=box)]]
         title = f"{layer}, channel {channel}, projected back"
         note += " The frame is the peak's receptive field."
-    title += f" ({shown}" + ("" if trained.config.plain else f", shortcuts: {way}") + ")"
+    title += f" ({shown}" + ("" if plain else f", shortcuts: {way}") + ")"
     pictures.panels(rows, path, title=f"{subject.caption}\n{title}", note=note)
 
 
-def gradcam(trained: Trained, subject: Subject, layer: str, target: int, path: Path) -> None:
+def gradcam(view: View, subject: Subject, layer: str, target: int, path: Path) -> None:
     """Grad-CAM of class `target`, over the image."""
     row = [Panel(subject.picture, "image")]
-    for name in layers.chosen(trained.model, layer):
-        heat = activations.gradcam(trained.model, subject.x, name, target)[0].numpy()
+    for name in layers.chosen(view.model, layer):
+        heat = activations.gradcam(view.model, subject.x, name, target)[0].numpy()
         row.append(Panel(subject.picture, name if heat.any() else f"{name}: nothing", heat=heat))
-    title = f"{subject.caption}\nGrad-CAM: what speaks for {trained.classes[target]}"
+    title = f"{subject.caption}\nGrad-CAM: what speaks for {view.classes[target]}"
     pictures.panels([row], path, title=title, note="Bright speaks for the class; each map has its own scale.")

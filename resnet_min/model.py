@@ -5,18 +5,15 @@ Parameter names are torchvision's: with `stem="imagenet"` its weights load into 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import ops
-from .config import ARCHS, Config, did_you_mean
+from .config import ARCHS, did_you_mean
 from .errors import UserError
-
-MAP_SCALE = 100  # density maps are learnt times this, as Li's report does: a head is spread over very small numbers
 
 
 def conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
@@ -290,56 +287,9 @@ def resnet(
     )  # fmt: skip
 
 
-class CrowdNet(nn.Module):
-    """images [B, 3, H, W] -> density maps × `MAP_SCALE` [B, 1, h, w], which sum to the count × `MAP_SCALE`.
-
-    encoder: a ResNet up to its last stage; `stride` is the pixels of a map's cell, h = ceil(H / stride).
-    head: "linear", a 1×1 convolution whose map is upsampled to the images' size (stride 1), or "dilated", 3×3
-    convolutions of dilation 2 at the encoder's stride (as in Li et al., "CSRNet", CVPR 2018).
-    """
-
-    def __init__(self, encoder: ResNet, head: str) -> None:
-        super().__init__()
-        encoder.avgpool, encoder.dropout, encoder.fc = nn.Identity(), nn.Identity(), nn.Identity()
-        self.encoder = encoder
-        with torch.no_grad():
-            maps = encoder.eval().features(torch.zeros(1, 3, 64, 64))
-        encoder.train()
-        channels, self.stride = maps.shape[1], 64 // maps.shape[2]
-        self.upsampled = head == "linear"
-        layers = []
-        if self.upsampled:
-            self.stride = 1
-        else:
-            for width in (channels // 2, channels // 4):
-                layers += [nn.Conv2d(channels, width, 3, padding=2, dilation=2, bias=False), nn.BatchNorm2d(width)]
-                layers += [nn.ReLU()]
-                nn.init.kaiming_normal_(layers[-3].weight, mode="fan_out", nonlinearity="relu")
-                channels = width
-        layers.append(nn.Conv2d(channels, 1, 1))
-        nn.init.normal_(layers[-1].weight, std=0.01)  # so that the first maps are near zero, as true ones are
-        nn.init.zeros_(layers[-1].bias)
-        self.head = nn.Sequential(*layers)
-
-    def features(self, x: Tensor) -> Tensor:
-        """images [B, 3, H, W] -> the encoder's maps [B, C, h, w]."""
-        return self.encoder.features(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        # The head says what a pixel holds, whatever the stride: Adam's small steps would take long to what a cell does.
-        maps = self.head(self.features(x)) * self.stride**2
-        if self.upsampled:
-            maps = F.interpolate(maps, x.shape[2:], mode="bilinear", align_corners=False)
-        return maps
-
-
-def from_config(config: Config, num_classes: int) -> ResNet | CrowdNet:
-    """The model that a run's options describe. A crowd has no classes."""
-    net = resnet(
-        config.arch, num_classes or 1, config.stem, config.plain,
-        blocks=config.blocks, widths=config.widths, strides=config.strides, dropout=config.dropout,
-    )  # fmt: skip
-    return CrowdNet(net, config.head) if config.task == "crowd" else net
+def backbone_of(net: nn.Module) -> ResNet:
+    """The ResNet that `net` is or holds."""
+    return next(module for module in net.modules() if isinstance(module, ResNet))
 
 
 def count_parameters(model: nn.Module, trained_only: bool = False) -> int:
@@ -359,14 +309,28 @@ def count_macs(model: nn.Module, size: tuple[int, int]) -> int:
     return counter.get_total_flops() // 2
 
 
-# One function a depth; the parameter counts are those of the CIFAR stem and 10 classes.
-resnet18 = partial(resnet, "resnet18")  # 11.2M
-resnet34 = partial(resnet, "resnet34")  # 21.3M
-resnet50 = partial(resnet, "resnet50")  # 23.5M
-resnet101 = partial(resnet, "resnet101")  # 42.5M
-resnet152 = partial(resnet, "resnet152")  # 58.2M
-resnet20 = partial(resnet, "resnet20")  # 0.27M
-resnet32 = partial(resnet, "resnet32")  # 0.46M
-resnet44 = partial(resnet, "resnet44")  # 0.66M
-resnet56 = partial(resnet, "resnet56")  # 0.85M
-resnet110 = partial(resnet, "resnet110")  # 1.73M
+def _named(arch: str) -> Callable[..., ResNet]:
+    """`resnet` for one arch, as a function with a name, a signature and a help text of its own."""
+
+    def build(
+        num_classes: int = 10,
+        stem: str = "cifar",
+        plain: bool = False,
+        *,
+        blocks: Sequence[int] | None = None,
+        widths: Sequence[int] | None = None,
+        strides: Sequence[int] | None = None,
+        dropout: float = 0.0,
+    ) -> ResNet:
+        return resnet(arch, num_classes, stem, plain, blocks=blocks, widths=widths, strides=strides, dropout=dropout)
+
+    build.__name__ = build.__qualname__ = arch
+    build.__doc__ = f"""A {arch}: `resnet("{arch}", …)`, which says what the arguments are.
+
+    images [B, 3, H, W] -> logits [B, num_classes].
+    """
+    return build
+
+
+resnet18, resnet34, resnet50, resnet101, resnet152 = map(_named, ARCHS[:5])
+resnet20, resnet32, resnet44, resnet56, resnet110 = map(_named, ARCHS[5:])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,13 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .config import Config
-from .metrics import read_rows
+from . import tasks
 from .recipes import RECIPES
+from .run import read_rows
+from .tasks.options import TaskConfig
 
 SIGNIFICANT = 0.02  # of the whole fall of the training loss
-# What a task is judged by: the key in metrics.jsonl after "test_", its unit, and the best of several.
-FIGURE = {"classify": ("accuracy", "%", max), "crowd": ("mae", "", min)}
 
 
 @dataclass(frozen=True)
@@ -25,7 +23,7 @@ class Result:
 
     recipe: str
     seed: int
-    config: Config
+    config: TaskConfig
     rows: list[dict[str, Any]]  # of metrics.jsonl
     environment: dict[str, Any]  # of the last start; empty where the run has none
 
@@ -39,11 +37,9 @@ def folder_of(runs: Path, recipe: str, seed: int) -> Path:
     return runs / (recipe if seed == 0 else f"{recipe}-seed{seed}")
 
 
-def read_config(folder: Path) -> Config:
+def read_config(folder: Path) -> TaskConfig:
     """The options of a run's config.json; those that later versions added get their defaults."""
-    known = {item.name for item in dataclasses.fields(Config)}
-    saved = json.loads((folder / "config.json").read_text())
-    return Config(**{key: value for key, value in saved.items() if key in known})
+    return tasks.read_config(json.loads((folder / "config.json").read_text()))
 
 
 def read(runs: Path, recipe: str, seed: int) -> Result | None:
@@ -99,8 +95,8 @@ def table(found: Mapping[str, Sequence[Result]], failed: Mapping[str, str]) -> s
 
 def _line(recipe: str, results: Sequence[Result], failed: str | None) -> tuple[str, ...]:
     config, published = results[0].config, RECIPES[recipe].published
-    key, unit, best_of = FIGURE[config.task]
-    wanted = published.test if config.task == "classify" else published.mae
+    key, unit, best_of = config.figure.key, config.figure.unit, config.figure.best
+    wanted = published.test
     done = [result for result in results if result.finished]
     gap, best = "", "not looked at"
     if done:
@@ -133,17 +129,17 @@ def _line(recipe: str, results: Sequence[Result], failed: str | None) -> tuple[s
     )
 
 
-def parameters(config: Config) -> int:
+def parameters(config: TaskConfig) -> int:
     """Parameters of the net that `config` describes, for ten classes. Draws no weights."""
     import torch
 
-    from .model import count_parameters, from_config
+    from .model import count_parameters
 
     with torch.device("meta"):
-        return count_parameters(from_config(config, 10))
+        return count_parameters(config.make_task().build(range(10)))
 
 
-def started_from(recipe: str, config: Config) -> str:
+def started_from(recipe: str, config: TaskConfig) -> str:
     """The weights that a run began with, and whether they are not those that its preset wants."""
     if config.pretrained != "none":
         return "ImageNet" if config.pretrained == "imagenet" else config.pretrained

@@ -13,6 +13,7 @@ from typing import Any
 from .config import Config
 from .errors import UserError
 
+LOGS = {"metrics.jsonl": "epoch", "steps.jsonl": "step"}  # what a line is of
 FILES = ("config.json", "environment.jsonl", "metrics.jsonl", "steps.jsonl", "last.pt", "best.pt", "curves.png")
 
 
@@ -95,3 +96,33 @@ def _truncate(path: Path, key: str, last: int) -> list[dict[str, Any]]:
     temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
     temporary.replace(path)
     return kept
+
+
+def read_rows(run: str | Path, log: str = "metrics.jsonl") -> list[dict[str, float]]:
+    """The rows of a run's log, in order. `run` is the run's folder, or a file in it; `log` one of LOGS.
+
+    Raises UserError, naming file and line, where there is none, or it is empty or damaged.
+    """
+    run, unit = Path(run), LOGS[log]
+    path = (run if run.is_dir() else run.parent) / log
+    if not run.exists():
+        raise UserError(f"no run at {run}")
+    if not path.is_file():
+        raise UserError(f"{path.parent} holds no {log}: it is not a run, or its first epoch is not over")
+    rows = []
+    whole, _, _unfinished = path.read_text(encoding="utf-8", errors="replace").rpartition("\n")  # or cut by a kill
+    for number, line in enumerate(whole.splitlines(), start=1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not (isinstance(row, dict) and unit in row and all(map(_is_number, row.values()))):
+            raise UserError(f"{path}, line {number} is damaged: wanted a JSON object of numbers with {unit}")
+        rows.append(row)
+    if not rows:
+        raise UserError(f"{path} holds no {unit}: the run's first epoch is not over")
+    return rows
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -5,32 +5,31 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import checkpoint, data
 from .config import Config
 from .errors import UserError
-from .model import CrowdNet, ResNet
+from .model import backbone_of
 
 MAY_DIFFER = ("conv1.weight", "fc.weight", "fc.bias")  # another stem, another number of classes
 
 
-def load_pretrained(model: ResNet | CrowdNet, source: str, arch: str) -> list[str]:
-    """Fill `model` with the weights of `source`, and return the names of those that it has in another shape.
+def load_pretrained(net: nn.Module, source: str, arch: str) -> list[str]:
+    """Fill the ResNet that `net` is or holds with the weights of `source`; the names of those it has in another shape.
 
     source: "imagenet", torchvision's for `arch`; or a file: a state_dict by torchvision's names, or a checkpoint or run
-    of ours. Only the first convolution and fc may be of another shape, and stay as they were drawn. A net for crowds
-    takes them into its encoder, which may have fewer stages.
+    of ours. Only the first convolution and fc may be of another shape, and stay as they were drawn. A ResNet whose fc
+    was taken away, as an encoder's is, may also have fewer stages.
     Raises UserError where the weights cannot be had, or are another architecture's.
     """
     weights = imagenet(arch) if source == "imagenet" else _read(source)
-    if isinstance(model, CrowdNet):
-        model = model.encoder
+    model = backbone_of(net)
+    own = model.state_dict()
+    if not list(model.fc.parameters()):
         kept = {name for name, _ in model.named_children()} - {"fc"}
         weights = {name: value for name, value in weights.items() if name.partition(".")[0] in kept}
-    own = model.state_dict()
     wrong = own.keys() ^ weights.keys()
-    wrong -= {name for name in weights.keys() - own.keys() if name.startswith("fc.")}  # a crowd's encoder has none
     # Batches seen so far: files from before torch 0.4.1 lack the count, and nothing depends on it.
     wrong -= {name for name in own.keys() - weights.keys() if name.endswith("num_batches_tracked")}
     other = [name for name in own if name in weights and own[name].shape != weights[name].shape]
@@ -39,7 +38,7 @@ def load_pretrained(model: ResNet | CrowdNet, source: str, arch: str) -> list[st
         example = min(wrong)
         shapes = [list(s[example].shape) if example in s else "not there" for s in (weights, own)]
         raise UserError(
-            f"--pretrained {source} holds another architecture: {len(wrong)} of {len(own)} tensors differ, such as "
+            f"--pretrained {source} holds another architecture: {len(wrong)} tensors differ, such as "
             f"{example}: {shapes[0]}, wanted {shapes[1]}"
         )
     model.load_state_dict({name: weights[name] for name in own if name in weights and name not in other}, strict=False)
@@ -78,18 +77,20 @@ def _read(source: str) -> dict[str, Tensor]:
     return weights
 
 
-def freeze(model: ResNet, config: Config, epoch: int) -> None:
+def freeze(net: nn.Module, config: Config, epoch: int) -> None:
     """Freeze what `config` freezes in `epoch` (counted from 1), and nothing else, by `requires_grad`.
 
-    `freeze="first-last"` leaves the first convolution and fc. `freeze_children=N` freezes the children that come before
-    the N-th, in torchvision's order and counted from 1, as `if count < N` in a loop over `model.children()` does. A
-    frozen batch norm still normalises by its batch and moves its running statistics, unless `freeze_bn`.
+    It concerns the ResNet that `net` is or holds. `freeze="first-last"` leaves the first convolution and what comes
+    after the last stage. `freeze_children=N` freezes the children that come before the N-th, in torchvision's order
+    and counted from 1, as `if count < N` in a loop over `model.children()` does. A frozen batch norm still normalises
+    by its batch and moves its running statistics, unless `freeze_bn`.
 
     Raises UserError where nothing is left to train.
     """
+    model = backbone_of(net)
     frozen = config.freeze_epochs is None or epoch <= config.freeze_epochs
     children = [child for name, child in model.named_children() if name != "dropout"]  # torchvision has none
-    model.requires_grad_(True)
+    net.requires_grad_(True)
     if frozen and config.freeze == "first-last":
         model.requires_grad_(False)
         model.conv1.requires_grad_(True)
@@ -97,7 +98,7 @@ def freeze(model: ResNet, config: Config, epoch: int) -> None:
     elif frozen and config.freeze_children:
         for child in children[: config.freeze_children - 1]:
             child.requires_grad_(False)
-        if not any(p.requires_grad for p in model.parameters()):
+        if not any(p.requires_grad for p in net.parameters()):
             raise UserError(
                 f"--freeze-children {config.freeze_children} leaves nothing to train; {len(children)} leaves fc alone"
             )

@@ -5,26 +5,26 @@ import pytest
 import torch
 
 from resnet_min import checkpoint
-from resnet_min.config import Config
 from resnet_min.engine import make_optimizer
 from resnet_min.errors import UserError
-from resnet_min.model import from_config
+from resnet_min.tasks import read_config, trained
+from resnet_min.tasks.classify.options import ClassifyConfig
 
 
 @pytest.fixture
 def saved():
-    config = Config(arch="resnet20", blocks=(1, 1, 1), widths=(4, 4, 4), mean=(0.5,) * 3, std=(0.2,) * 3)
-    model = from_config(config, 3)
+    config = ClassifyConfig(arch="resnet20", blocks=(1, 1, 1), widths=(4, 4, 4), mean=(0.5,) * 3, std=(0.2,) * 3)
+    model = config.make_task().build("abc")
     return checkpoint.snapshot(model, make_optimizer(config, model), config, ("a", "b", "c"), epoch=2, step=20)
 
 
 def test_round_trip(saved, tmp_path):
     checkpoint.save(tmp_path / "last.pt", saved)
-    model, loaded = checkpoint.load_model(tmp_path)  # the folder stands for its last.pt
-    assert not model.training
+    loaded, found = checkpoint.load(tmp_path), trained.load(tmp_path)  # the folder stands for its last.pt
+    assert not found.net.training and found.classes == ("a", "b", "c") and found.epoch == 2
     assert tuple(loaded) == checkpoint.KEYS
-    assert checkpoint.config_of(loaded) == checkpoint.config_of(saved)
-    for name, tensor in model.state_dict().items():
+    assert read_config(loaded["config"]) == read_config(saved["config"]) == found.task.config
+    for name, tensor in found.net.state_dict().items():
         assert torch.equal(tensor, saved["model"][name])
     assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
 
@@ -73,7 +73,7 @@ def test_another_architecture_is_named(saved, tmp_path):
     saved["config"]["widths"] = [8, 8, 8]
     checkpoint.save(tmp_path / "last.pt", saved)
     with pytest.raises(UserError, match=r"another architecture.*bn1"):
-        checkpoint.load_model(tmp_path)
+        trained.load(tmp_path)
 
 
 def test_the_newest_run_is_found(saved, tmp_path, monkeypatch):

@@ -17,12 +17,19 @@ from scipy.io import savemat
 import resnet_min
 import train
 import visualize
-from resnet_min import checkpoint, crowd, metrics, transfer
-from resnet_min.density import draw, head_widths
-from resnet_min.engine import hardware
+from resnet_min import checkpoint, engine, job, transfer
 from resnet_min.errors import UserError
-from resnet_min.model import MAP_SCALE, CrowdNet, resnet
+from resnet_min.model import resnet
 from resnet_min.recipes import RECIPES
+from resnet_min.run import read_rows
+from resnet_min.tasks import read_config
+from resnet_min.tasks import trained as trained_nets
+from resnet_min.tasks.crowd import reader
+from resnet_min.tasks.crowd.batches import Batches, Whole
+from resnet_min.tasks.crowd.density import draw, head_widths
+from resnet_min.tasks.crowd.net import MAP_SCALE, CrowdNet
+from resnet_min.tasks.crowd.options import CrowdConfig
+from resnet_min.tasks.crowd.task import count as count_heads
 
 eval_script = importlib.import_module("eval")
 SIZE = (40, 56)
@@ -154,7 +161,7 @@ def test_a_part_is_read_and_cached(tmp_path, truth, monkeypatch):
     grey.save(root / "train_data/images/IMG_2.jpg")  # Part A has grey images, and images of many sizes
     mark(root / "train_data" / truth / "GT_IMG_2.mat", [(70.4, 60), (0, -0.3), (12.5, 30)])
     mark(root / "train_data" / truth / "GT_IMG_3.mat", np.zeros((0, 0)))
-    first = crowd.load(root)
+    first = reader.load(root)
     assert (len(first.train), first.val, len(first.test)) == (6, None, 3)
     assert first.train.images[1].shape == (60, 70, 3) and first.train.images[1].unique(dim=2).shape[2] == 1
     assert first.train.points[1].tolist() == [[70, 60], [0, 0], [12.5, 30]]
@@ -163,11 +170,11 @@ def test_a_part_is_read_and_cached(tmp_path, truth, monkeypatch):
     assert first.mean == pytest.approx(pixels.mean(0).tolist())
     assert first.std == pytest.approx(pixels.std(0, correction=0).tolist())
 
-    monkeypatch.setattr(crowd, "pixels", lambda *_: pytest.fail("decoded again"))
-    again = crowd.load(root, val_size=2, seed=5)
+    monkeypatch.setattr(reader, "pixels", lambda *_: pytest.fail("decoded again"))
+    again = reader.load(root, val_size=2, seed=5)
     assert (len(again.train), len(again.val)) == (4, 2)
     assert sorted(again.train.names + again.val.names) == first.train.names
-    assert crowd.load(root, val_size=2, seed=5).val.names == again.val.names
+    assert reader.load(root, val_size=2, seed=5).val.names == again.val.names
     for name, image in zip(again.train.names, again.train.images, strict=True):
         assert torch.equal(image, first.train.images[first.train.names.index(name)])
 
@@ -209,21 +216,21 @@ def break_image(root):
 def test_bad_data_is_named_and_nothing_is_cached(part, damage, says):
     damage(part)
     with pytest.raises(UserError, match=says) as caught:
-        crowd.load(part)
+        reader.load(part)
     assert "\n" not in str(caught.value)
     assert not list(part.rglob("*.pt"))
 
 
 def test_the_folder_of_both_parts_is_named(part):
     with pytest.raises(UserError, match="has no train_data/ folder; name one part, part"):
-        crowd.load(part.parent)
+        reader.load(part.parent)
 
 
 # ---- batches ----
 
 
 def whole_batches(part, **options):
-    return crowd.Batches(crowd.load(part).train, **MIDDLE, **options)
+    return Batches(reader.load(part).train, **MIDDLE, **options)
 
 
 def test_crops_and_maps_stay_in_step(part):
@@ -253,9 +260,9 @@ def test_an_epoch_is_drawn_from_seed_and_epoch_alone(part):
 
 
 def test_whole_images_are_those_of_the_part(part):
-    split = crowd.load(part).test
+    split = reader.load(part).test
     counts = []
-    for (image, count), pixels in zip(crowd.Whole(split, **MIDDLE).ordered(), split.images, strict=True):
+    for (image, count), pixels in zip(Whole(split, **MIDDLE).ordered(), split.images, strict=True):
         torch.testing.assert_close(image[0].permute(1, 2, 0), (pixels / 255 - 0.5) / 0.25)
         counts += count.tolist()
     assert counts == split.counts.tolist()
@@ -275,7 +282,7 @@ def test_a_crop_larger_than_an_image_names_it(part):
 
 def test_no_step_reads_a_disk(part, monkeypatch):
     batches = whole_batches(part, batch_size=2, crop=32)
-    mapped = crowd.load(part).train.images
+    mapped = reader.load(part).train.images
     assert not {image.untyped_storage().data_ptr() for image in batches.images} & {
         image.untyped_storage().data_ptr() for image in mapped
     }
@@ -329,12 +336,12 @@ def test_the_encoder_starts_from_pretrained_weights(tmp_path):
 
 def test_errors_are_those_of_the_field():
     predicted, true = torch.tensor([10.0, 20, 33]), torch.tensor([10.0, 24, 30])
-    assert crowd.errors(predicted, true) == pytest.approx((7 / 3, (25 / 3) ** 0.5))
+    assert reader.errors(predicted, true) == pytest.approx((7 / 3, (25 / 3) ** 0.5))
 
 
 def test_constant_predictors_are_of_all_training_images():
     train, val, test = (SimpleNamespace(counts=torch.tensor(c).double()) for c in ([1, 2], [9], [4, 6]))
-    said = crowd.constants(SimpleNamespace(train=train, val=val), test)
+    said = reader.constants(SimpleNamespace(train=train, val=val), test)
     assert said["train mean"] == pytest.approx((4, 1, 2**0.5))
     assert said["train median"] == pytest.approx((2, 3, 10**0.5))
 
@@ -342,7 +349,7 @@ def test_constant_predictors_are_of_all_training_images():
 def test_the_loss_adds_the_counts():
     maps, target = torch.zeros(2, 1, 2, 2), torch.ones(2, 1, 2, 2)
     target[1] = -1
-    loss, off = crowd.counting(0.5).objective(maps, target)
+    loss, off = CrowdConfig(count_weight=0.5).make_task().loss(maps, target)
     assert loss.item() == pytest.approx(1 + 0.5 * 4 / MAP_SCALE) and off.tolist() == pytest.approx([0.04, 0.04])
 
 
@@ -352,20 +359,24 @@ def test_a_small_net_learns_to_count_blobs():
     def split(count, **options):
         pictures, points = zip(*(blobs(rng, **options) for _ in range(count)), strict=True)
         points = [torch.from_numpy(p).float() for p in points]
-        return crowd.Split([torch.from_numpy(p) for p in pictures], points, [str(i) for i in range(count)])
+        return reader.Split([torch.from_numpy(p) for p in pictures], points, [str(i) for i in range(count)])
 
     train, test = split(160), split(24, size=(96, 128), most=25)
     net = CrowdNet(resnet("resnet20", widths=(16, 16), blocks=(1, 1), strides=(1, 1), stem="cifar-pool"), "dilated")
     net.to(memory_format=torch.channels_last)
-    batches = crowd.Batches(train, batch_size=8, crop=64, flip=0.5, sigma=3.0, stride=net.stride, **MIDDLE)
-    optimizer, objective, epochs = torch.optim.AdamW(net.parameters()), crowd.counting(0.1).objective, 12
+    batches = Batches(train, batch_size=8, crop=64, flip=0.5, sigma=3.0, stride=net.stride, **MIDDLE)
+    optimizer, objective, epochs = (
+        torch.optim.AdamW(net.parameters()),
+        CrowdConfig(count_weight=0.1).make_task().loss,
+        12,
+    )
     for epoch in range(epochs):
         optimizer.param_groups[0]["lr"] = 0.01 * min(1, (epoch + 1) / 5, 1.2 * (1 - epoch / epochs))
         for images, maps in batches.epoch(epoch):
             objective(net(images), maps)[0].backward()
             optimizer.step()
             optimizer.zero_grad()
-    mae, mse, predicted = crowd.evaluate(net, crowd.Whole(test, **MIDDLE).ordered(), hardware("cpu", "off"))
+    mae, mse, predicted = count_heads(net, Whole(test, **MIDDLE).ordered(), engine.cpu())
     assert mae <= mse
     assert predicted.sum().item() == pytest.approx(test.counts.sum().item(), rel=0.05)
     assert mae < 0.05 * test.counts.mean()
@@ -388,15 +399,15 @@ def trained(part, monkeypatch):
 
 
 def test_a_run_is_judged_by_its_counts(trained, capsys):
-    rows = metrics.read_rows(trained)
+    rows = read_rows(trained)
     wanted = {"epoch", "step", "lr", "train_loss", "train_mae", "val_mae", "val_mse", "seconds", "images_per_second"}
     assert set(rows[0]) == wanted and set(rows[1]) == wanted | {"test_mae", "test_mse"}
     best = min(rows, key=lambda row: row["val_mae"])["epoch"]
     assert checkpoint.load(trained / "best.pt")["epoch"] == best
-    net, saved = checkpoint.load_model(trained, "crowd")
+    net, saved = trained_nets.load(trained).net, checkpoint.load(trained)
     assert saved["classes"] == [] and isinstance(net, CrowdNet)
-    test = crowd.Whole(crowd.load("part").test, mean=saved["mean"], std=saved["std"])
-    assert crowd.evaluate(net, test.ordered(), hardware("cpu", "off"))[0] == pytest.approx(rows[1]["test_mae"])
+    test = Whole(reader.load("part").test, mean=saved["mean"], std=saved["std"])
+    assert count_heads(net, test.ordered(), engine.cpu())[0] == pytest.approx(rows[1]["test_mae"])
     assert (trained / "curves.png").exists()
 
 
@@ -410,10 +421,10 @@ def test_a_resumed_run_is_the_same(trained, capsys):
 
 
 def test_data_chooses_the_task(part):
-    config = train.configure({"data": str(part)}, None)
+    config = job.configure({"data": str(part)}, None)
     assert config.task == "crowd" and config.widths == RECIPES["crowd-best"].settings["widths"]
-    assert train.configure({"task": "crowd", "data": "nowhere"}, None).crop == 256
-    with pytest.raises(UserError, match="is a crowd, which has no classes: take --task crowd"):
+    assert job.configure({"task": "crowd", "data": "nowhere"}, None).crop == 256
+    with pytest.raises(UserError, match="is data of --task crowd; this is --task classify"):
         train.main(["--recipe", "nctu-resnet18", "--data", str(part)])
     with pytest.raises(UserError, match="has no train_data/ folder"):
         train.main(["--task", "crowd", "--data", "digits"])
@@ -426,12 +437,12 @@ def test_data_chooses_the_task(part):
 def test_evaluation_prints_errors_beside_the_constants(trained, capsys):
     eval_script.main(["run", "--worst", "2", "--json", "figures.json", "--amp", "off"])
     out = capsys.readouterr().out
-    figures, rows = json.loads(Path("figures.json").read_text()), metrics.read_rows("run")
+    figures, rows = json.loads(Path("figures.json").read_text()), read_rows("run")
     assert figures["mae"] == pytest.approx(rows[-1]["test_mae"]) and figures["mse"] == pytest.approx(
         rows[-1]["test_mse"]
     )
     assert f"test MAE {figures['mae']:.2f}, MSE {figures['mse']:.2f}" in out
-    counts = crowd.load("part").train.counts
+    counts = reader.load("part").train.counts
     assert figures["constants"]["train mean"]["count"] == pytest.approx(counts.mean().item())  # of all six
     assert "always the train mean" in out and "always the train median" in out
     assert [image["image"] for image in figures["images"]] == ["IMG_1.jpg", "IMG_2.jpg", "IMG_3.jpg"]
@@ -441,31 +452,41 @@ def test_evaluation_prints_errors_beside_the_constants(trained, capsys):
 
 
 def test_evaluation_refuses_what_does_not_fit(trained, tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="--confusion is for classifiers; .* counts crowds"):
+    with pytest.raises(UserError, match="--confusion is for --task classify; run/last.pt is of --task crowd"):
         eval_script.main(["run", "--confusion"])
-    with pytest.raises(UserError, match="counts crowds; wanted a checkpoint that classifies"):
+    with pytest.raises(UserError, match="has no train_data/ folder"):
         eval_script.main(["run", "--data", "digits"])
     saved = checkpoint.load("run")
-    saved["config"]["task"] = "classify"
-    checkpoint.save("classifier.pt", saved)
-    with pytest.raises(UserError, match="classifier.pt classifies; wanted a checkpoint that counts crowds"):
+    saved.update(config={**saved["config"], "task": "classify"}, classes=["a", "b"])
+    net = read_config(saved["config"]).make_task().build("ab")
+    checkpoint.save("classifier.pt", {**saved, "model": net.state_dict()})
+    with pytest.raises(UserError, match="part is data of --task crowd; classifier.pt is of --task classify"):
         eval_script.main(["classifier.pt", "--data", "part"])
-    with pytest.raises(UserError, match="classifier.pt classifies"):
+    with pytest.raises(UserError, match="run/last.pt is of --task crowd, classifier.pt of --task classify"):
         eval_script.main(["run", "classifier.pt"])
 
 
 def test_visualize_lays_the_density_over_a_picture(trained, capsys):
     visualize.main(["run", "--image", "part/test_data/images/IMG_1.jpg"])
-    heads = len(crowd.load("part").test.points[0])
+    heads = len(reader.load("part").test.points[0])
     assert f"heads predicted, {heads} marked in its annotation" in capsys.readouterr().out
-    assert Image.open("run/density-IMG_1.png").size[0] > 600
+    assert Image.open("run/answer-IMG_1.png").size[0] > 600
     Image.new("L", (50, 70)).save("grey.png")
     visualize.main(["run", "--image", "grey.png", "--out", "new.png"])
     assert "marked" not in capsys.readouterr().out and Path("new.png").exists()
-    with pytest.raises(UserError, match="no such file; wanted a picture of a crowd"):
+    with pytest.raises(UserError, match="no such file; wanted a picture"):
         visualize.main(["run", "--image", "none.jpg"])
     Path("words.jpg").write_text("no picture")
     with pytest.raises(UserError, match="cannot read the image words.jpg"):
         visualize.main(["run", "--image", "words.jpg"])
-    with pytest.raises(UserError, match="counts crowds; wanted a checkpoint that classifies"):
-        visualize.main(["run", "--layer", "conv1"])
+
+
+def test_the_looking_tools_take_a_crowds_encoder(trained, capsys):
+    visualize.main(["run", "--list-layers"])
+    assert "layer2.0.relu2" in capsys.readouterr().out
+    visualize.main(["run", "--layer", "conv1"])
+    for what in ("features", "top", "reconstruct"):
+        visualize.main(["run", "--layer", "layer1", "--what", what])
+        assert Image.open(f"run/{what}-layer1.png").size[0] > 400
+    with pytest.raises(UserError, match="gradcam wants a network with classes; run/last.pt has none"):
+        visualize.main(["run", "--layer", "layer1", "--what", "gradcam"])

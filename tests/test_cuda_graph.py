@@ -7,7 +7,9 @@ from torch import nn
 from resnet_min import cuda_graph, engine
 from resnet_min.config import Config
 from resnet_min.cuda_graph import Recorder
+from resnet_min.tasks.classify.options import ClassifyConfig
 
+loss_of = ClassifyConfig().make_task().loss
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
 
@@ -42,7 +44,7 @@ def train(device, optimizer, recorder, new_optimizer_at=None):
         rates = [0.01 / (epoch + step + 1) for step in range(6)]
         batches = zip(images.split(8), targets.split(8), strict=True)
         where = engine.Hardware(torch.device(device), torch.float32)
-        losses.append(engine.train_one_epoch(net, batches, steps, rates, where, recorder=recorder)[0])
+        losses.append(engine.train_one_epoch(net, batches, steps, rates, where, loss_of, recorder=recorder)[0])
     return torch.cat(losses), net.state_dict()
 
 

@@ -8,8 +8,9 @@ import torch
 from sklearn import metrics as sk
 from sklearn.calibration import calibration_curve
 
-from resnet_min import metrics
 from resnet_min.errors import UserError
+from resnet_min.run import read_rows
+from resnet_min.tasks.classify import report as metrics
 
 
 @pytest.fixture(autouse=True)
@@ -181,12 +182,12 @@ def test_read_rows_of_a_folder_or_a_file_in_it(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(ROW + ROW.replace("1,", "2,"))
     (tmp_path / "last.pt").touch()
     for run in (tmp_path, tmp_path / "metrics.jsonl", str(tmp_path / "last.pt")):
-        assert [row["epoch"] for row in metrics.read_rows(run)] == [1, 2]
+        assert [row["epoch"] for row in read_rows(run)] == [1, 2]
 
 
 def test_read_rows_leaves_out_a_last_line_cut_by_a_kill(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(ROW + '{"epoch": 2, "train_lo')
-    assert len(metrics.read_rows(tmp_path)) == 1
+    assert len(read_rows(tmp_path)) == 1
 
 
 @pytest.mark.parametrize(
@@ -207,10 +208,10 @@ def test_read_rows_names_file_and_line_of_what_is_wrong(tmp_path, text, said):
     if text is not None:
         (tmp_path / "metrics.jsonl").write_text(text)
     with pytest.raises(UserError, match=said) as error:
-        metrics.read_rows(tmp_path)
+        read_rows(tmp_path)
     assert str(tmp_path) in str(error.value)
 
 
 def test_read_rows_without_a_run(tmp_path):
     with pytest.raises(UserError, match="no run at"):
-        metrics.read_rows(tmp_path / "none")
+        read_rows(tmp_path / "none")

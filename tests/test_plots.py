@@ -5,8 +5,13 @@ import pytest
 from conftest import check_legible
 from matplotlib.colors import to_hex
 
-from resnet_min import metrics, plots
+from resnet_min import plots
 from resnet_min.errors import UserError
+from resnet_min.tasks.classify import pictures
+from resnet_min.tasks.classify import report as metrics
+from resnet_min.tasks.classify.options import ClassifyConfig
+
+ACCURACY = ClassifyConfig.figure
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +32,7 @@ def rows(epochs, val=False, level=0.0):
 
 
 def test_curves_of_two_runs_share_a_colour_within_a_run(tmp_path, drawn):
-    plots.curves({"resnet18": rows(30), "resnet18-plain": rows(30, level=0.5)}, tmp_path / "curves.png")
+    plots.curves({"resnet18": rows(30), "resnet18-plain": rows(30, level=0.5)}, tmp_path / "curves.png", ACCURACY)
     loss, accuracy = drawn[0].axes
     for axes in (loss, accuracy):
         lines = [(to_hex(line.get_color()).upper(), line.get_linestyle()) for line in axes.lines]
@@ -53,13 +58,13 @@ def test_curves_of_two_runs_share_a_colour_within_a_run(tmp_path, drawn):
     ids=lambda runs: next(iter(runs)).strip("_$"),
 )
 def test_curves_are_legible(tmp_path, drawn, runs):
-    plots.curves(runs, tmp_path / "curves.png")
+    plots.curves(runs, tmp_path / "curves.png", ACCURACY)
     check_legible(drawn[0], tmp_path / "curves.png")
     assert len(drawn[0].legends[0].get_texts()) == len(runs)
 
 
 def test_a_test_set_looked_at_once_is_a_star(tmp_path, drawn):
-    plots.curves({"run": rows(12, val=True)}, tmp_path / "curves.png")
+    plots.curves({"run": rows(12, val=True)}, tmp_path / "curves.png", ACCURACY)
     star = drawn[0].axes[1].lines[2]
     assert (star.get_marker(), list(star.get_xdata())) == ("*", [12])
 
@@ -73,7 +78,7 @@ def test_roc(tmp_path, drawn, classes):
     logits[np.arange(400), labels] += 2
     names = [f"class {c}" + " of a long name" * (c == 0) for c in range(classes)]
     report = metrics.report(labels, logits, names)
-    plots.roc(report, labels, metrics.softmax(logits), tmp_path / "roc.png", title="resnet20 on _$5_ bills")
+    pictures.roc(report, labels, metrics.softmax(logits), tmp_path / "roc.png", title="resnet20 on _$5_ bills")
     said = [text.get_text() for text in drawn[0].legends[0].get_texts()]
     assert said[-2].startswith("micro average: 0.")
     if classes > 10:
@@ -87,7 +92,7 @@ def test_roc(tmp_path, drawn, classes):
 
 def test_reliability(tmp_path, drawn):
     bins = metrics.calibrate(np.array([True, False, True, True]), np.array([0.3, 0.5, 1.0, 0.95]))
-    plots.reliability(bins, tmp_path / "r.png", title="resnet20 on digits: 75.00% of 4 test images right")
+    pictures.reliability(bins, tmp_path / "r.png", title="resnet20 on digits: 75.00% of 4 test images right")
     above, below = drawn[0].axes
     heights = [bar.get_height() for bar in above.patches]
     np.testing.assert_allclose(heights, [1, 0, 1, -0.7, 0.5, -0.025], atol=1e-12)
@@ -101,7 +106,7 @@ def test_comparison(tmp_path, drawn, count):
     row = {"accuracy": 90.0, "parameters": 269_722, "macs": 40_813_184, "images_per_second": 0.4}
     rows = {f"runs/resnet20-cifar10-{i}": {**row, "accuracy": 100 - 9 * i} for i in range(count)}
     rows["a-run-of-a-long-name-in-a-long-folder/best"] = {**row, "accuracy": 0.0, "macs": 4e10, "parameters": 58e6}
-    plots.comparison(rows, tmp_path / "c.png", title="networks")
+    plots.comparison(rows, tmp_path / "c.png", ACCURACY, title="networks")
     numbers = [[text.get_text().strip() for text in axes.texts] for axes in drawn[0].axes]
     assert [panel[0] for panel in numbers] == ["100.00", "0.27", "40.8", "0"]
     assert [panel[-1] for panel in numbers] == ["0.00", "58.00", "40,000.0", "0"]
@@ -113,7 +118,7 @@ def test_confusion(tmp_path, drawn, classes):
     matrix = np.random.default_rng(0).integers(0, 30, (classes, classes)) + 900 * np.eye(classes, dtype=int)
     matrix[1] = 0  # absent
     names = [f"class {c}{' of a very long name' * (c == 0)}" for c in range(classes)]
-    plots.confusion(matrix, names, tmp_path / "c.png", title="resnet20 on $5 bills")
+    pictures.confusion(matrix, names, tmp_path / "c.png", title="resnet20 on $5 bills")
     left, right = drawn[0].axes[:2]
     assert (left.images[0].get_array() == matrix).all()
     shares = right.images[0].get_array()
@@ -129,10 +134,10 @@ def test_confusion(tmp_path, drawn, classes):
 
 
 def test_pictures_are_written_by_their_suffix(tmp_path):
-    plots.confusion([[1, 0], [0, 1]], "ab", tmp_path / "new" / "c.svg", title="")
+    pictures.confusion([[1, 0], [0, 1]], "ab", tmp_path / "new" / "c.svg", title="")
     assert "<svg" in (tmp_path / "new" / "c.svg").read_text()
-    plots.confusion([[1, 0], [0, 1]], "ab", tmp_path / "plain", title="")
+    pictures.confusion([[1, 0], [0, 1]], "ab", tmp_path / "plain", title="")
     assert (tmp_path / "plain").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(UserError, match=r"\.png, \.pdf or \.svg"):
-        plots.confusion([[1, 0], [0, 1]], "ab", tmp_path / "c.doc", title="")
+        pictures.confusion([[1, 0], [0, 1]], "ab", tmp_path / "c.doc", title="")
     assert not (tmp_path / "c.doc").exists()

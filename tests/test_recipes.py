@@ -4,15 +4,15 @@ import json
 import pytest
 import torch
 
-from resnet_min.config import Config
 from resnet_min.errors import UserError
-from resnet_min.model import count_parameters, from_config
+from resnet_min.model import count_parameters
 from resnet_min.recipes import RECIPES, describe, recipe
+from resnet_min.tasks import make_config
 
 
 def test_every_recipe_is_a_config_with_a_source():
     for name, preset in RECIPES.items():
-        Config(**preset.settings)
+        make_config(preset.settings)
         assert recipe(name) is preset and preset.source and str(preset.published)
         wanted = "imagenet" in str(preset.settings.get("pretrained"))
         assert wanted == (name in ("li-resnet34-finetune", "gupta-finetune", "gupta-freeze6", "gupta-freeze10"))
@@ -40,13 +40,13 @@ def test_the_list_names_every_recipe_and_what_was_published():
 )
 def test_a_recipes_net_has_the_published_parameters(name, parameters):
     with torch.device("meta"):
-        net = from_config(Config(**recipe(name).settings), 10)
+        net = make_config(recipe(name).settings).make_task().build(range(10))
     assert count_parameters(net) == parameters
 
 
 def test_config_survives_json():
-    config = Config(blocks=(1, 1), milestones=(3, 5), mean=(0.1, 0.2, 0.3))
-    assert Config(**json.loads(json.dumps(dataclasses.asdict(config)))) == config
+    config = make_config(dict(blocks=(1, 1), milestones=(3, 5), mean=(0.1, 0.2, 0.3)))
+    assert make_config(json.loads(json.dumps(dataclasses.asdict(config)))) == config
 
 
 @pytest.mark.parametrize(
@@ -65,8 +65,11 @@ def test_config_survives_json():
         ({"freeze": "first-last", "freeze_lr": 0.1}, "--freeze-lr is the learning rate of the first --freeze-epochs"),
         ({"freeze": "first-last", "freeze_epochs": 9, "epochs": 9}, "leaves none of --epochs 9"),
         ({"t_max": 0}, "--t-max must be at least 1"),
+        ({"crop": 64}, "--crop is an option of --task crowd; this is --task classify"),
+        ({"task": "crowd", "padding": 4}, "--padding is an option of --task classify; this is --task crowd"),
+        ({"task": "crowds"}, "unknown task 'crowds', did you mean crowd"),
     ],
 )
 def test_slips_are_named_by_their_flag(options, says):
     with pytest.raises(UserError, match=says):
-        Config(**options)
+        make_config(options)

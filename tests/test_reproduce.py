@@ -21,7 +21,7 @@ def small(tmp_path, monkeypatch):
         tiny = dict(preset.settings, data="digits", blocks=(1,) * stages, widths=(16,) * stages)
         monkeypatch.setitem(recipes.RECIPES, name, dataclasses.replace(preset, settings=tiny))
     monkeypatch.setattr(reproduce, "no_weights", lambda arch: "no network")
-    monkeypatch.setattr(plots, "curves", lambda runs, path: (path.parent.mkdir(exist_ok=True), path.touch()))
+    monkeypatch.setattr(plots, "curves", lambda runs, path, figure: (path.parent.mkdir(exist_ok=True), path.touch()))
 
 
 def rows(folder):

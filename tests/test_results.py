@@ -4,14 +4,14 @@ import json
 import pytest
 
 from resnet_min import results
-from resnet_min.config import Config
 from resnet_min.environment import describe_data, environment, revision
 from resnet_min.recipes import RECIPES
+from resnet_min.tasks import make_config
 
 
 def make_run(runs, recipe, *, seed=0, accuracy=90.0, epochs=None, **settings):
     """A run's folder as train.py leaves it, without checkpoints; `epochs` done of those that the preset has."""
-    config = Config(**{**RECIPES[recipe].settings, "seed": seed, **settings})
+    config = make_config({**RECIPES[recipe].settings, "seed": seed, **settings})
     folder = results.folder_of(runs, recipe, seed)
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(dataclasses.asdict(config)))

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 
 import train
-from resnet_min import checkpoint, engine
-from resnet_min.config import Config
+from resnet_min import checkpoint, engine, job
 from resnet_min.errors import UserError, run_script
 from resnet_min.recipes import RECIPES
+from resnet_min.tasks import read_config
 
 ROOT = Path(__file__).parent.parent
 TINY = "--arch resnet20 --blocks 1 1 1 --widths 4 4 8 --batch-size 8 --lr 0.05 --amp off --dropout 0.3".split()
@@ -74,7 +74,7 @@ def test_a_run_writes_what_it_promises(folder, capsys):
     steps = [json.loads(line) for line in (path / "steps.jsonl").read_text().splitlines()]
     assert [step["step"] for step in steps] == list(range(1, 11)) and set(steps[0]) == {"step", "lr", "loss"}
     config = json.loads((path / "config.json").read_text())
-    assert Config(**config).data == str(Path(folder).resolve())
+    assert read_config(config).data == str(Path(folder).resolve())
     assert "best on test" in out and "only to compare" in out
 
 
@@ -216,6 +216,7 @@ def test_dry_run_says_what_would_happen_and_leaves_nothing(folder, capsys):
         (["--milestones", "200"], "--milestones 200 lies past the end, 164 epochs"),
         (["--milestones", "5", "820", "--milestone-unit", "iterations"], "820 lies past the end, 820 iterations"),
         (["--milestones", "2", "--schedule", "cosine"], "--milestones are for --schedule step"),
+        (["--crop", "64"], "--crop is an option of --task crowd; this is --task classify"),
         (["--pretrained", "nowhere.pt"], "no checkpoint at nowhere.pt"),
         (["--pretrained", "imagenet"], "torchvision has no weights for resnet20"),
         (["--arch", "resnet20", "--freeze-children", "10"], "nothing to train; 9 leaves fc alone"),
@@ -247,6 +248,13 @@ def test_a_full_disk_is_one_line(folder, monkeypatch, capsys):
     assert stop.value.code == 2 and capsys.readouterr().err == "error: No space left on device: last.pt\n"
 
 
+def test_two_processes_are_one_clear_error(folder, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")  # as torchrun sets it
+    with pytest.raises(UserError, match="torchrun: training on several processes is not there yet"):
+        run(folder, "--epochs", 1)
+    assert not Path("runs").exists()
+
+
 def test_help_does_not_wait_for_torch():
     code = "import sys, train; train.get_parser().format_help(); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
@@ -268,27 +276,27 @@ def test_a_run_from_other_weights(folder, capsys):
 def test_resized_turned_and_limited(folder, capsys):
     run(folder, "--resize", 24, "--rotation", 30, "--limit", 10, "--val-size", 12, "--epochs", 1, "--out", "r")
     out = capsys.readouterr().out
-    assert "10 train, 10 val, 10 test; 16x16, resized to 24x24" in out
-    assert checkpoint.config_of(checkpoint.load("r")).input_size == 24
+    assert "10 train, 10 val, 10 test; 16x16" in out and "MACs for an image of 24x24" in out
+    assert read_config(checkpoint.load("r")["config"]).input_size == (24, 24)
 
 
-def test_flags_that_contradict_a_recipe_win_and_say_so(capsys):
-    train.configure({"data": "digits", "lr": 0.1, "widths": [4, 4, 8]}, "digits")
-    out = capsys.readouterr().out
-    assert "flags win over the recipe: --lr 0.1 (the recipe's: 0.2), --widths 4 4 8 (the recipe's: None)\n" in out
+def test_flags_that_contradict_a_recipe_win_and_say_so():
+    flags = {"data": "digits", "lr": 0.1, "widths": [4, 4, 8]}
+    *_, says = job.describe_recipe("digits", flags, job.configure(flags, "digits"))
+    assert says == "flags win over the recipe: --lr 0.1 (the recipe's: 0.2), --widths 4 4 8 (the recipe's: None)"
 
 
 def test_a_flag_that_a_recipe_does_not_go_with_names_both():
     says = r"--nesterov needs --optimizer sgd .*; --no-nesterov drops it \(with the settings of --recipe digits\)"
     with pytest.raises(UserError, match=says):
-        train.configure({"optimizer": "adam"}, "digits")
-    assert train.configure({"optimizer": "adam", "nesterov": False}, "digits").optimizer == "adam"
+        job.configure({"optimizer": "adam"}, "digits")
+    assert job.configure({"optimizer": "adam", "nesterov": False}, "digits").optimizer == "adam"
 
 
 def test_flags_override_a_recipe():
     for name in RECIPES:
-        config = train.configure({"data": "digits", "epochs": 51}, name)
+        config = job.configure({"data": "digits", "epochs": 51}, name)
         assert (config.data, config.epochs) == ("digits", 51)
-    assert train.configure({}, "nctu-resnet50-plain").plain
-    assert train.configure({"data": "digits"}, None).schedule == "onecycle"
-    assert train.configure({"data": "x"}, None).mean is None
+    assert job.configure({}, "nctu-resnet50-plain").plain
+    assert job.configure({"data": "digits"}, None).schedule == "onecycle"
+    assert job.configure({"data": "x"}, None).mean is None

@@ -4,8 +4,10 @@ import torch
 from resnet_min import engine, model, transfer
 from resnet_min.config import Config
 from resnet_min.errors import UserError
+from resnet_min.tasks.classify.options import ClassifyConfig
+from resnet_min.tasks.crowd.net import CrowdNet
 
-CPU = engine.hardware("cpu", "off")
+loss_of = ClassifyConfig().make_task().loss
 
 
 def trained(config, net):
@@ -14,7 +16,7 @@ def trained(config, net):
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     batches = [(torch.randn(4, 3, 16, 16).to(memory_format=torch.channels_last), torch.arange(4)) for _ in range(2)]
     engine.train_one_epoch(net.to(memory_format=torch.channels_last), batches, engine.make_optimizer(config, net),
-                           [0.1, 0.1], CPU)  # fmt: skip
+                           [0.1, 0.1], engine.cpu(), loss_of)  # fmt: skip
     return before, net.state_dict()
 
 
@@ -78,8 +80,8 @@ def test_torchvisions_weights_but_for_what_has_another_shape(weights):
         assert skipped == [*differ, "fc.weight", "fc.bias"]
         for name, tensor in net.state_dict().items():
             assert torch.equal(tensor, drawn[name] if name in skipped else theirs[name]), name
-    crowd = model.CrowdNet(model.resnet18(stem="imagenet"), "linear")
-    assert transfer.load_pretrained(crowd.encoder, str(weights), "resnet18") == []
+    crowd = CrowdNet(model.resnet18(stem="imagenet"), "linear")
+    assert transfer.load_pretrained(crowd, str(weights), "resnet18") == []
     assert torch.equal(crowd.encoder.layer4[1].conv2.weight, theirs["layer4.1.conv2.weight"])
     whole = model.resnet18(stem="imagenet", num_classes=1000)
     assert transfer.load_pretrained(whole, str(weights), "resnet18") == []
@@ -92,7 +94,7 @@ def test_weights_without_counts_of_batches_load(weights):
 
 def test_weights_of_another_architecture_are_refused(weights, tmp_path):
     for net, says in (
-        (model.resnet34(), r"of 218 tensors differ, such as layer1.2.bn1.bias: not there, wanted \[64\]"),
+        (model.resnet34(), r"tensors differ, such as layer1.2.bn1.bias: not there, wanted \[64\]"),
         (model.resnet18(plain=True), "such as layer2.0.downsample.0.weight: .*, wanted not there"),
         (model.resnet18(widths=(64, 64, 64, 64)), r"such as layer2.0.bn1.bias: \[128\], wanted \[64\]"),
     ):
@@ -114,3 +116,13 @@ def test_imagenet_weights_from_torchs_cache_or_one_clear_line(weights, tmp_path,
     (tmp_path / "checkpoints").mkdir()
     weights.rename(tmp_path / "checkpoints" / "resnet18-f37072fd.pth")
     assert transfer.load_pretrained(model.resnet18(stem="imagenet"), "imagenet", "resnet18") == ["fc.weight", "fc.bias"]
+
+
+def test_of_a_net_that_holds_a_resnet_the_resnet_freezes():
+    net = CrowdNet(small(), "dilated")
+    transfer.freeze(net, Config(freeze="first-last"), epoch=1)
+    trained = {name.partition(".")[0] for name, p in net.named_parameters() if p.requires_grad}
+    assert trained == {"encoder", "head"}
+    assert [name for name, p in net.encoder.named_parameters() if p.requires_grad] == ["conv1.weight"]
+    transfer.freeze(net, Config(freeze_children=10), epoch=1)
+    assert {name.partition(".")[0] for name, p in net.named_parameters() if p.requires_grad} == {"head"}

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,19 +10,18 @@ from PIL import Image
 
 import visualize
 from resnet_min import checkpoint, pictures
-from resnet_min.config import Config
 from resnet_min.errors import UserError
-from resnet_min.model import from_config
+from resnet_min.tasks import make_config, read_config
 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """A run folder of an untrained net, and the working directory above runs/."""
-    config = Config(
+    config = make_config(dict(
         arch="resnet50", blocks=(1, 1), widths=(4, 8), stem="imagenet", image_size=40, data="digits",
         mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25),
-    )  # fmt: skip
-    model = from_config(config, 10)
+    ))  # fmt: skip
+    model = config.make_task().build(range(10))
     folder = tmp_path / "runs" / "small-1"
     folder.mkdir(parents=True)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
@@ -110,7 +110,7 @@ def test_every_kind_of_picture_is_legible(run, drawn, capsys, argv):
     assert text.endswith(f"{what}: {picture}\n")
     if what != "top":
         number = 3 if "--image" in argv else 0
-        assert f"image: test image {number} (" in text and "predicted" in text
+        assert f"test image {number} (" in text and ": predicted " in text
     check_legible(drawn[0], picture)
 
 
@@ -139,8 +139,8 @@ def test_what_the_pictures_show(run, monkeypatch):
 
 def test_a_plain_net_has_no_shortcuts_to_go_through(run, monkeypatch):
     saved = checkpoint.load(run)
-    config = Config(**{**saved["config"], "plain": True})
-    saved.update(config={**saved["config"], "plain": True}, model=from_config(config, 10).state_dict())
+    config = read_config({**saved["config"], "plain": True})
+    saved.update(config=dataclasses.asdict(config), model=config.make_task().build(range(10)).state_dict())
     checkpoint.save(run / "last.pt", saved)
     shown = {}
     monkeypatch.setattr(pictures, "panels", lambda rows, path, **said: shown.update(said, rows=rows))
@@ -177,7 +177,7 @@ def test_a_picture_of_another_size_or_mode_is_converted_and_that_is_said(run, tm
     save(tmp_path / "p.png")
     visualize.main([str(run), "--layer", "layer1", "--what", "gradcam", "--image", "p.png"])
     text = capsys.readouterr().out
-    assert f"converted: {said} to 40x40 RGB" in text and "image: p.png, predicted" in text
+    assert f"converted: {said} to 40x40 RGB" in text and "p.png: predicted" in text
 
 
 @pytest.mark.parametrize(
@@ -264,7 +264,7 @@ def test_runs_of_one_name_are_told_apart(tmp_path, monkeypatch):
     from resnet_min import plots
 
     drawn = {}
-    monkeypatch.setattr(plots, "curves", lambda runs, path: drawn.update(runs))
+    monkeypatch.setattr(plots, "curves", lambda runs, path, figure: drawn.update(runs))
     monkeypatch.chdir(tmp_path)
     first, second = (write_rows(tmp_path / place / "run") for place in "ab")
     visualize.main(["--curves", "a/run", "b/run", "--out", "c.png"])

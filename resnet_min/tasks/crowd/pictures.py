@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from torch import Tensor
 
-from . import plots
-from .crowd import Split
+from ... import plots
 from .density import draw, head_widths
+from .reader import Split
 
 
 def maps(

@@ -1,17 +1,15 @@
-"""What a classifier got right, class by class (definitions are scikit-learn's), and the figures a run recorded."""
+"""What a classifier got right, class by class. Definitions are scikit-learn's."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .errors import UserError
+from ...errors import UserError
 
 PER_CLASS = ("recall", "precision", "specificity", "f1", "auc")
 AVERAGES = {
@@ -20,8 +18,6 @@ AVERAGES = {
     "micro": "all one-vs-rest decisions pooled",
 }
 BINS = 15  # of confidence, as in Guo et al. 2017
-FIGURES = tuple(f"{split}_{what}" for split in ("train", "val", "test") for what in ("loss", "accuracy", "mae"))
-LOGS = {"metrics.jsonl": ("epoch", ("epoch", *FIGURES)), "steps.jsonl": ("step", ("step", "loss"))}  # unit, figures
 
 
 @dataclass(frozen=True)
@@ -204,33 +200,3 @@ def as_dict(report: Report) -> dict[str, Any]:
             "accuracy": [plain(value) for value in bins.accuracy],
         },
     }
-
-
-def read_rows(run: str | Path, log: str = "metrics.jsonl") -> list[dict[str, float]]:
-    """The rows of a run's log, in order. `run` is the run's folder, or a file in it; `log` one of LOGS.
-
-    Raises UserError, naming file and line, where there is none, or it is empty or damaged.
-    """
-    run, (unit, figures) = Path(run), LOGS[log]
-    path = (run if run.is_dir() else run.parent) / log
-    if not run.exists():
-        raise UserError(f"no run at {run}")
-    if not path.is_file():
-        raise UserError(f"{path.parent} holds no {log}: it is not a run, or its first epoch is not over")
-    rows = []
-    whole, _, _unfinished = path.read_text(encoding="utf-8", errors="replace").rpartition("\n")  # or cut by a kill
-    for number, line in enumerate(whole.splitlines(), start=1):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not (isinstance(row, dict) and unit in row and all(_is_number(row.get(key, 0)) for key in figures)):
-            raise UserError(f"{path}, line {number} is damaged: wanted a JSON object with {unit} and figures")
-        rows.append(row)
-    if not rows:
-        raise UserError(f"{path} holds no {unit}: the run's first epoch is not over")
-    return rows
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

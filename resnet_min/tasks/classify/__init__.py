@@ -1,0 +1,1 @@
+"""Classes: trained by cross-entropy, judged by accuracy."""

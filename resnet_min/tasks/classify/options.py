@@ -1,0 +1,59 @@
+"""The options of classification. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from ...config import Figure, option
+from ...errors import UserError
+from ...recipes import RECIPES
+from ..options import TaskConfig
+
+
+@dataclass(frozen=True)
+class ClassifyConfig(TaskConfig):
+    """Options of a run that learns classes."""
+
+    figure: ClassVar[Figure] = Figure("accuracy", "accuracy", "%", max, axis="accuracy (%)")
+    purpose: ClassVar[str] = "tell classes apart"
+    evaluation: ClassVar[dict[str, dict[str, Any]]] = {
+        "confusion": dict(action="store_true", help="draw the confusion matrix"),
+        "roc": dict(action="store_true", help="draw the ROC curve of each class against the rest"),
+        "reliability": dict(action="store_true", help="draw how often predictions of a confidence are right"),
+        "tta": dict(choices=("flip",), help="mean logits of each image and its mirror image"),
+    }
+
+    task: str = option("classify", "what to train for")
+    dropout: float = option(0.0, "dropout probability before the last layer", type=float)
+    image_size: int | None = option(None, "resize and centre-crop an image folder to this size (default 32)", type=int)
+    padding: int = option(4, "zero-pad by this many pixels, then crop at random; 0 for no crop", type=int)
+    resize: int | None = option(None, "then resize each batch to this height and width, on the device", type=int)
+    rotation: float = option(0.0, "then turn each image by up to this many degrees, either way", type=float)
+    label_smoothing: float = option(0.0, "label smoothing, 0 to 1", type=float)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_at_least(1, "image_size", "resize")
+        self.check_at_least(0, "padding")
+        self.check_shares("dropout", "label_smoothing")
+        if not 0 <= self.rotation <= 180:
+            raise UserError(f"--rotation is from 0 to 180 degrees; got {self.rotation:g}")
+
+    def make_task(self) -> Any:
+        from .task import Classify
+
+        return Classify(self)
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        side = self.resize or self.image_size or 32
+        return side, side
+
+    @classmethod
+    def default_settings(cls, data: str) -> dict[str, Any]:
+        """digits' recipe on digits, elsewhere the NCTU settings."""
+        settings = dict(RECIPES["digits" if data == "digits" else "nctu-resnet18"].settings)
+        if data not in ("digits", "cifar10"):
+            del settings["mean"], settings["std"]
+        return {**settings, "data": data, "arch": "resnet18"}

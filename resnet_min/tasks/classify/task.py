@@ -1,0 +1,147 @@
+"""Classification as a task."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
+from pathlib import Path
+from time import perf_counter
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ... import data
+from ...augment import Batches
+from ...data import Dataset, Split
+from ...engine import Hardware, cpu
+from ...model import ResNet, count_macs, count_parameters
+from ..task import Evaluation, Task, backbone
+from . import pictures, report
+from .options import ClassifyConfig
+
+
+class Classify(Task):
+    """Images to classes: cross-entropy, accuracy in percent."""
+
+    config: ClassifyConfig
+
+    def load(self) -> Dataset:
+        config = self.config
+        return data.load(
+            config.data, data_dir=config.data_dir, cache_dir=config.cache_dir, image_size=config.image_size,
+            val_size=config.val_size, seed=config.split_seed, limit=config.limit,
+        )  # fmt: skip
+
+    def read(self, file: str) -> Split:
+        pixels, was = data.read_image(file, self.config.image_size or 32)
+        if was:
+            print(f"converted: {was}")
+        return Split(pixels[None], torch.tensor([-1]))
+
+    def build(self, classes: Sequence[str]) -> ResNet:
+        return backbone(self.config, len(classes), self.config.dropout)
+
+    def batches(self, split: Split, where: Hardware, batch_size: int | None = None) -> Batches:
+        config = self.config
+        drawn = {} if batch_size else dict(padding=config.padding, flip=config.flip, rotation=config.rotation)
+        return Batches(
+            split, batch_size=batch_size or config.batch_size, mean=config.mean, std=config.std, resize=config.resize,
+            device=where.device, dtype=where.dtype, seed=config.seed, **drawn,
+        )  # fmt: skip
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """(cross-entropy, 100 for each image that is right and 0 for the others)"""
+        loss = F.cross_entropy(outputs, targets, label_smoothing=self.config.label_smoothing)
+        return loss, 100 * (outputs.argmax(1) == targets)
+
+    def judge(self, net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], where: Hardware) -> dict[str, float]:
+        loss, accuracy, _ = predict(net, batches, where)
+        return {"loss": loss, "accuracy": accuracy}
+
+    def evaluate(
+        self,
+        net: nn.Module,
+        dataset: Dataset,
+        split: str,
+        where: Hardware,
+        options: argparse.Namespace,
+        picture_of: Callable[[str], Path],
+    ) -> Evaluation:
+        images, config = dataset.splits[split], self.config
+        net = FlipAverage(net) if options.tta else net
+        batches = self.batches(images, where, options.batch_size)
+        macs = count_macs(net, batches.size)  # of both views
+        predict(net, islice(batches.ordered(), 1), where)  # what a library sets up for it is not in the images/s
+        began = perf_counter()
+        loss, _, logits = predict(net, batches.ordered(), where)
+        speed = len(images) / (perf_counter() - began)
+
+        found = report.report(images.labels, logits, dataset.classes)
+        averages = (f"{average}: {what}" for average, what in report.AVERAGES.items())
+        print("", report.table(found), *averages, sep="\n")
+        right, total = int(found.confusion.trace()), int(found.confusion.sum())
+        top5 = "" if found.top5 is None else f", top-5 {found.top5:.2f}%"
+        views = ", each and its mirror image" if options.tta else ""
+        print(
+            f"\n{split} accuracy {found.accuracy:.2f}% ({right:,} of {total:,}{views}){top5}, loss {loss:.4f}, "
+            f"expected calibration error {found.calibration.error:.2f}%, {speed:,.0f} images/s"
+        )
+        if options.tta and config.flip == 0:
+            print("note: this network was trained without flips and has never seen mirror images")
+        name = f"{config.arch}{', plain' if config.plain else ''} on {dataset.name}"
+        title = f"{name}: {found.accuracy:.2f}% of {total:,} {split} images right"
+        pictures.draw(found, images, logits, picture_of, options, title)
+        figures = {"tta": options.tta, "loss": loss, "parameters": count_parameters(net), "macs": macs}
+        figures |= {"images_per_second": speed, **report.as_dict(found)}
+        auc = figures["macro"]["auc"]
+        columns = {
+            "accuracy": f"{found.accuracy:.2f}%",
+            "loss": f"{loss:.4f}",
+            "calibration error": f"{found.calibration.error:.2f}%",
+            "macro AUC": "undefined" if auc is None else f"{auc:.4f}",
+        }
+        return Evaluation(figures, columns)
+
+    @torch.inference_mode()
+    def present(
+        self, net: nn.Module, split: Split, name: str, classes: Sequence[str], picture: Path | None = None
+    ) -> str:
+        ((x, (label,)),) = self.batches(split, cpu(), batch_size=1).ordered()
+        shares = net(x).softmax(1)[0]
+        share, predicted = shares.max(0)
+        true = "" if label < 0 else f" ({classes[label]})"
+        caption = f"{name}{true}: predicted {classes[predicted]} ({100 * share:.1f}%)"
+        if picture is not None:
+            pictures.answer(split.images[0], shares, classes, picture, title=caption)
+        return caption
+
+
+class FlipAverage(nn.Module):
+    """A network whose logits are the mean of those for each image and for its mirror image."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.model(x) + self.model(x.flip(3))) / 2
+
+
+@torch.inference_mode()
+def predict(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], where: Hardware) -> tuple[float, float, Tensor]:
+    """One pass over `batches` (images [B, 3, H, W], labels [B]) in eval mode.
+
+    Returns (mean cross-entropy, accuracy in percent, logits [N, classes] float32 on the CPU).
+    """
+    net.eval()
+    logits, labels = [], []
+    for images, target in batches:
+        with where.autocast():
+            logits.append(net(images).float())
+        labels.append(target)
+    logits, labels = torch.cat(logits), torch.cat(labels)
+    loss = F.cross_entropy(logits, labels).item()
+    accuracy = 100 * (logits.argmax(1) == labels).double().mean().item()
+    return loss, accuracy, logits.cpu()

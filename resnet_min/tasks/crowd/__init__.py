@@ -1,0 +1,1 @@
+"""Crowds: trained on density maps, judged by the error of the count."""

@@ -1,0 +1,122 @@
+"""Batches of a crowd: random crops with their density maps, and whole images with their counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...augment import generator
+from ...errors import UserError
+from ...ops import crop_flip, make_table
+from .density import draw, head_widths
+from .net import MAP_SCALE
+from .reader import Split
+
+
+class Batches:
+    """Training batches: (images [B, 3, h, w] channels_last in `dtype`, maps float32 [B, 1, h / stride, w / stride]).
+
+    The split is copied into the memory of `device` at once, so that no step waits for a disk. A map is `MAP_SCALE`
+    times the density, in cells of stride × stride pixels, drawn for its crop.
+
+    mean, std: per channel, where white is 1. crop: the side of random square crops, in pixels; None: whole images.
+    flip: probability of a mirror image. sigma: width of every head's Gaussian in pixels; None: geometry-adaptive.
+    Raises UserError for a crop that is not a multiple of `stride`, or larger than an image.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        *,
+        batch_size: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        crop: int | None = None,
+        flip: float = 0.0,
+        sigma: float | None = None,
+        stride: int = 1,
+        seed: int = 0,
+    ):
+        if crop is not None:
+            if crop % stride:
+                raise UserError(f"--crop {crop} is not a multiple of {stride}, the stride of the net's maps")
+            shorter, name = min((min(i.shape[:2]), name) for i, name in zip(split.images, split.names, strict=True))
+            if shorter < crop:
+                raise UserError(
+                    f"{name} has a side of {shorter} pixels, less than --crop {crop}; "
+                    f"--crop {shorter // stride * stride} would fit"
+                )
+        self.images = [image.to(device, copy=True) for image in split.images]
+        self.points = [points.to(device) for points in split.points]
+        self.widths = [head_widths(points, sigma).to(device) for points in split.points]
+        self.table = make_table(mean, std, dtype).to(device)
+        self.names, self.batch_size, self.crop = split.names, batch_size, crop
+        self.flip, self.stride, self.seed = flip, stride, seed
+        self.size = (crop, crop) if crop else tuple(self.images[0].shape[:2])
+
+    def __len__(self) -> int:
+        return -(-len(self.images) // self.batch_size)
+
+    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every image once, or a crop of it: order, places and flips are drawn from (seed, epoch) alone.
+
+        Raises UserError where whole images of different sizes meet in a batch.
+        """
+        rng, n = generator(self.seed, epoch), len(self.images)
+        draws = rng.permutation(n), rng.random((n, 2)), rng.random(n) < self.flip
+        for start in range(0, n, self.batch_size):
+            yield self._batch(*(part[start : start + self.batch_size] for part in draws))
+
+    def _batch(self, index: np.ndarray, places: np.ndarray, flips: np.ndarray) -> tuple[Tensor, Tensor]:
+        crops, maps = [], []
+        for i, place, flipped in zip(index, places, flips, strict=True):
+            height, width = size = tuple(self.images[i].shape[:2])
+            side = (height, width) if self.crop is None else (self.crop, self.crop)
+            top, left = (int(share * (whole - part + 1)) for share, whole, part in zip(place, size, side, strict=True))
+            crops.append(self.images[i][top : top + side[0], left : left + side[1]])
+            patch = draw(self.points[i], self.widths[i], size, (top, left, *side), self.stride)
+            maps.append(patch.flip(1) if flipped else patch)
+        if len({crop.shape for crop in crops}) > 1:
+            sizes = ", ".join(
+                f"{self.names[i]} {crop.shape[1]}x{crop.shape[0]}" for i, crop in zip(index, crops, strict=True)
+            )
+            raise UserError(f"images of different sizes in a batch ({sizes}): take --crop N, or --batch-size 1")
+        images = normalised(torch.stack(crops), self.table, torch.from_numpy(flips))
+        return images, MAP_SCALE * torch.stack(maps)[:, None]
+
+
+class Whole:
+    """For evaluation: the images of a split one by one, whole, at their own sizes. mean, std: as for `Batches`."""
+
+    def __init__(
+        self,
+        split: Split,
+        *,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ):
+        self.split, self.table = split, make_table(mean, std, dtype).to(device)
+        self.size = tuple(split.images[0].shape[:2])
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def ordered(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """(image [1, 3, H, W] channels_last, its heads, float64 [1] on the CPU) of every image, in order."""
+        for image, count in zip(self.split.images, self.split.counts, strict=True):
+            yield normalised(image.to(self.table.device)[None], self.table), count[None]
+
+
+def normalised(images: Tensor, table: Tensor, flips: Tensor | None = None) -> Tensor:
+    """uint8 [B, H, W, 3] -> [B, 3, H, W] channels_last, by the table of `ops.make_table`; flipped where told."""
+    n, device = len(images), images.device
+    flips = torch.zeros(n, dtype=torch.bool) if flips is None else flips
+    offset = torch.zeros(n, 2, dtype=torch.int64, device=device)
+    return crop_flip(images, torch.arange(n, device=device), offset, flips.to(device), table, 0)

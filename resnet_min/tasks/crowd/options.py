@@ -1,0 +1,61 @@
+"""The options of crowd counting. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ...config import Figure, option
+from ...errors import UserError
+from ...recipes import RECIPES
+from ..options import TaskConfig
+
+
+@dataclass(frozen=True)
+class CrowdConfig(TaskConfig):
+    """Options of a run that counts heads."""
+
+    figure: ClassVar[Figure] = Figure(
+        "mae", "MAE", "", min, axis="MAE of counts (training: of crops)", log=True, beside=("mse", "MSE")
+    )
+    purpose: ClassVar[str] = "count heads by a density map"
+
+    task: str = option("crowd", "what to train for")
+    data: str = option("data/part_B_final", "a part of ShanghaiTech")
+    head: str = option(
+        "dilated", "dilated: 3x3 convolutions, maps at the encoder's stride; linear: a 1x1 convolution, maps "
+        "upsampled to the image's size", choices=("dilated", "linear"),
+    )  # fmt: skip
+    crop: int | None = option(None, "side of random square crops, in pixels (default: whole images)", type=int)
+    sigma: float | None = option(
+        None, "width of a head's Gaussian, in pixels (default: by the distance to its nearest heads)", type=float
+    )
+    count_weight: float = option(0.0, "weight in the loss of the count's absolute error", type=float)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_at_least(1, "crop")
+        self.check_at_least(0, "count_weight")
+        if self.sigma is not None and not 1 <= self.sigma < math.inf:
+            raise UserError(f"--sigma must be at least 1 pixel; got {self.sigma}")
+
+    def make_task(self) -> Any:
+        from .task import Crowds
+
+        return Crowds(self)
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        return self.crop or 256, self.crop or 256
+
+    @classmethod
+    def recognises(cls, data: str) -> bool:
+        """Whether `data` is a folder laid out as a part of ShanghaiTech."""
+        return Path(data).expanduser().joinpath("train_data").is_dir()
+
+    @classmethod
+    def default_settings(cls, data: str) -> dict[str, Any]:
+        """crowd-best's settings."""
+        return {**RECIPES["crowd-best"].settings, "data": data}

@@ -1,0 +1,122 @@
+"""The protocol of a task: the eight methods by which scripts, training and tables know it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from ..engine import Hardware
+from ..model import ResNet, resnet
+from .options import TaskConfig
+
+
+class Split(Protocol):
+    """Images and their targets, on the CPU."""
+
+    images: Sequence[Tensor]  # uint8 [H, W, 3] each
+
+    def __len__(self) -> int: ...
+
+    def subset(self, index: Sequence[int]) -> Split:
+        """These images alone."""
+
+
+class Dataset(Protocol):
+    """What a task loads."""
+
+    name: str  # a named set's, or the folder's
+    source: str  # the `--data` that loads it again from any working directory
+    classes: tuple[str, ...]  # empty where the task has none
+    splits: dict[str, Split]  # train, test, and val where there is one
+    mean: tuple[float, float, float]  # of each channel over all pixels of `train`, where white is 1
+    std: tuple[float, float, float]
+
+    def summary(self) -> str:
+        """What is in it, in a few words and, if need be, further lines."""
+
+    def contents(self) -> dict[str, str]:
+        """Split -> what its targets are."""
+
+
+class Batches(Protocol):
+    """A split as the network takes it: (images [B, 3, H, W] channels_last, targets), on a device."""
+
+    size: tuple[int, int]  # height and width of the (first) images
+
+    def __len__(self) -> int: ...
+
+    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """To train on: every image once; order and augmentation are drawn from (seed, epoch) alone."""
+
+    def ordered(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """To evaluate on: every image once, in order and as it is."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one pass over a split gave."""
+
+    figures: dict[str, Any]  # plain values, for --json; among them the task's figure and images_per_second
+    columns: dict[str, str]  # of the table that compares networks: head -> cell
+
+
+class Task:
+    """What a network is trained for. Subclasses keep what they need in `config`, and hold nothing else."""
+
+    def __init__(self, config: TaskConfig) -> None:
+        self.config = config
+
+    def load(self) -> Dataset:
+        """The data that the options name. Raises UserError where it is missing or damaged."""
+        raise NotImplementedError
+
+    def read(self, file: str) -> Split:
+        """A picture, with its target where known, as a split of one. Raises UserError where it cannot be read."""
+        raise NotImplementedError
+
+    def build(self, classes: Sequence[str]) -> nn.Module:
+        """The network, newly drawn: a ResNet, or a module that holds one."""
+        raise NotImplementedError
+
+    def batches(self, split: Split, where: Hardware, batch_size: int | None = None) -> Batches:
+        """To train on, or with `batch_size` to evaluate on. Raises UserError where options and images do not fit."""
+        raise NotImplementedError
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Of a training step, outputs in float32 [B, …]: (the loss, the task's figure of each image [B])."""
+        raise NotImplementedError
+
+    def judge(self, net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], where: Hardware) -> dict[str, float]:
+        """The figures of metrics.jsonl, of a pass in eval mode; the task's own among them."""
+        raise NotImplementedError
+
+    def evaluate(
+        self,
+        net: nn.Module,
+        dataset: Dataset,
+        split: str,
+        where: Hardware,
+        options: argparse.Namespace,
+        picture_of: Callable[[str], Path],
+    ) -> Evaluation:
+        """What eval.py prints of a split, and draws as `options` ask; picture_of: what is drawn -> its file."""
+        raise NotImplementedError
+
+    def present(
+        self, net: nn.Module, split: Split, name: str, classes: Sequence[str], picture: Path | None = None
+    ) -> str:
+        """What the network says of the one image in `split`, in words; drawn to `picture` where that is given."""
+        raise NotImplementedError
+
+
+def backbone(config: TaskConfig, num_classes: int, dropout: float = 0.0) -> ResNet:
+    """The ResNet that the options describe, newly drawn."""
+    return resnet(
+        config.arch, num_classes, config.stem, config.plain,
+        blocks=config.blocks, widths=config.widths, strides=config.strides, dropout=dropout,
+    )  # fmt: skip
