@@ -217,10 +217,11 @@ def finish(job: Job, run: Run) -> None:
             "only to compare with reports that quote it"
         )
     print(f"saved: {folder / 'last.pt'}, {folder / 'curves.png'}")
+    converged = epoch_to_converge(rows)
     print(
         f"summary: {folder.name}: test {task.title} {on_test}, {count_parameters(job.net):,} parameters, "
-        f"{len(rows)} epochs in {sum(row['seconds'] for row in rows):,.0f} s of training on {job.where}, "
-        f"training loss converged at epoch {epoch_to_converge(rows)}"
+        f"{len(rows)} epochs in {sum(row['seconds'] for row in rows):,.0f} s of training on {job.where}"
+        + ("" if converged is None else f", training loss converged at epoch {converged}")
     )
 
 
