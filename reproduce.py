@@ -8,8 +8,12 @@
     python reproduce.py                                      only the table of what has run
 
 A run that is finished is skipped, one that was interrupted goes on where it was, and one that fails leaves the others
-be. After every run RESULTS.md is written anew, and pictures of runs over each other in results/. A preset that starts
-from ImageNet's weights starts from random ones where they cannot be had, and its row says so.
+be. A preset that starts from ImageNet's weights starts from random ones where they cannot be had, and its row says so.
+
+After every run, results/RECIPE[-seedN] keeps what is small of it: config.json, environment.jsonl, metrics.jsonl. Such a
+record gives way only to more epochs of the same experiment. RESULTS.md and the pictures of runs over each other are
+made from the records; rows and pictures that rested on more than there is now stay as they are. What else is to be
+said of a run ("other work beside") a person adds to a line of its record's environment.jsonl, as the field "remark".
 """
 
 from __future__ import annotations
@@ -17,16 +21,21 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import functools
+import json
+import re
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import train
-from resnet_min import recipes
-from resnet_min.config import Config, flag
+from resnet_min import recipes, results, tasks
+from resnet_min.config import flag, shown
 from resnet_min.errors import UserError, run_script
+from resnet_min.tasks.options import TaskConfig
 
 # The order of `all`: what tells most comes first, and the rest after it.
 FIRST = ("digits", "nctu-*", "yuan-v2-sgd", "yuan-resnet18", "li-resnet34-scratch", "qiu-resnet18", "gupta-*", "ours-*")
+PART_B = "data/part_B_final"  # the one data set that some presets want and that cannot be downloaded
 # A preset alive: both phases of training, validation and test, on a few images.
 SMOKE = dict(epochs=2, limit=16, batch_size=8)
 OVERLAYS = {
@@ -64,7 +73,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 def select(patterns: list[str], crowds: bool) -> list[str]:
     """The presets that names, patterns and `all` stand for, each once. Raises UserError for one that fits nothing."""
-    every = [name for name, preset in recipes.RECIPES.items() if crowds or preset.settings.get("task") != "crowd"]
+    every = [name for name, preset in recipes.RECIPES.items() if crowds or preset.settings["data"] != PART_B]
     chosen = []
     for pattern in patterns:
         if pattern == "all":
@@ -84,11 +93,8 @@ def settings_of(recipe: str, seed: int, args: argparse.Namespace) -> dict[str, o
     """The flags of train.py that make `recipe` this run: the seed, the data's place, and for --smoke its small size."""
     preset = recipes.recipe(recipe).settings
     flags = {"seed": seed, "device": args.device}
-    crowd = preset.get("task") == "crowd"
-    if crowd and args.crowd_data:
-        flags["data"] = args.crowd_data
-    elif preset["data"] == "cifar10" and args.data:
-        flags["data"] = args.data
+    if place := {"cifar10": args.data, PART_B: args.crowd_data}.get(preset["data"]):
+        flags["data"] = place
     if args.smoke:
         flags |= SMOKE
         if preset.get("val_size"):
@@ -113,27 +119,25 @@ def no_weights(arch: str) -> str | None:
     return None
 
 
-def run(recipe: str, seed: int, runs: Path, args: argparse.Namespace) -> None:
-    """Begin a run, or go on with it, or skip it. Raises UserError where its folder holds another experiment."""
-    from resnet_min import checkpoint, results
+def run(recipe: str, seed: int, runs: Path, args: argparse.Namespace) -> bool:
+    """Begin a run, or go on with it, or skip one that is finished; whether it trained.
+
+    Raises UserError where it fails, or its folder is damaged or holds another experiment.
+    """
+    from resnet_min import checkpoint
 
     folder = results.folder_of(runs, recipe, seed)
     last = folder / "last.pt"
     settings = settings_of(recipe, seed, args)
-    if (folder / "config.json").is_file():
-        there, wanted = results.read_config(folder), Config(**{**recipes.recipe(recipe).settings, **settings})
-        differ = [
-            f"{flag(name)} {train.shown(getattr(there, name))}, wanted {train.shown(getattr(wanted, name))}"
-            for name in vars(wanted)
-            if name not in PLACE and getattr(there, name) != getattr(wanted, name)
-        ]
-        if differ:
-            raise UserError(f"{folder} holds another experiment ({'; '.join(differ)}): name another --runs")
     before = results.read(runs, recipe, seed)
+    if before or last.is_file():  # otherwise there is nothing to lose
+        wanted = tasks.make_config({**recipes.recipe(recipe).settings, **settings})
+        if differ := differences(results.read_config(folder), wanted):
+            raise UserError(f"{folder} holds another experiment ({differ}): name another --runs")
     # The last line of the figures is written just before the last checkpoint; --smoke leaves no checkpoint.
     if before and before.finished and (not last.is_file() or checkpoint.load(last)["epoch"] == before.config.epochs):
         print(f"{folder}: done")
-        return
+        return False
     print(f"\n== {folder}", flush=True)
     if last.is_file():
         train.main(["--resume", str(folder)])
@@ -143,27 +147,102 @@ def run(recipe: str, seed: int, runs: Path, args: argparse.Namespace) -> None:
     if args.smoke:  # 38 nets of up to 58 million parameters, and their momentum
         for file in folder.glob("*.pt"):
             file.unlink()
+    return True
 
 
-def report(runs: Path, out: Path, smoke: bool, failed: dict[str, str]) -> None:
-    """Write RESULTS.md and the pictures, and print the table."""
-    from resnet_min import plots, results
+def differences(there: TaskConfig, wanted: TaskConfig, besides: Sequence[str] = ()) -> str:
+    """What makes `there` another experiment than `wanted`, as one would write it; nothing where they are the same."""
+    return "; ".join(
+        f"{flag(name)} {shown(getattr(there, name))}, wanted {shown(getattr(wanted, name))}"
+        for name in vars(wanted)
+        if name not in (*PLACE, *besides) and getattr(there, name) != getattr(wanted, name)
+    )
 
-    found = results.read_all(runs)
-    table = results.table(found, failed) if not smoke else results.smoke_table(found, failed)
-    text = [results.heading(found, smoke), table]
+
+def record(result: results.Result, runs: Path, records: Path) -> None:
+    """Copy what is small of a run under `runs` to `records`, unless that holds as much of it, remarks and all.
+
+    Raises UserError where the record is of another experiment, or of another run with as many epochs, and where the
+    run is not what its folder's name says, but for its epochs.
+    """
+    folder, to = (results.folder_of(place, result.recipe, result.seed) for place in (runs, records))
+    preset = tasks.make_config({**recipes.recipe(result.recipe).settings, "seed": result.seed})
+    if differ := differences(result.config, preset, besides=("epochs",)):
+        raise UserError(f"{folder} is another experiment than its name says ({differ})")
+    there = results.read(records, result.recipe, result.seed)
+    starts = result.starts
+    if there:
+        if differ := differences(there.config, result.config):
+            raise UserError(f"{to} holds another experiment ({differ}); move it away to record {folder}")
+        same = all(old == new for old, new in zip(there.rows, result.rows, strict=False))
+        if len(there.rows) >= len(result.rows):
+            if not same:
+                raise UserError(f"{to} holds another run of as many epochs; move it away to record {folder}")
+            return
+        remarked = [start for start in there.starts if "remark" in start]
+        starts = [next((old for old in remarked if old.items() >= new.items()), new) for new in starts]
+    results.write_whole(to / "config.json", (folder / "config.json").read_text())
+    results.write_whole(to / "environment.jsonl", "".join(json.dumps(start) + "\n" for start in starts))
+    results.write_whole(to / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in result.rows))
+
+
+def update(runs: Path, out: Path, smoke: bool, failed: Mapping[str, str]) -> tuple[str, list[str]]:
+    """Record the runs, write RESULTS.md and the pictures from the records; the table, and what else there is to say.
+
+    Nothing is written where nothing is known. With `smoke` the table is of the runs themselves.
+    """
+    found, notes = results.read_all(runs)
+    if not smoke:
+        records = out / "results"
+        for result in (result for every in found.values() for result in every):
+            try:
+                record(result, runs, records)
+            except UserError as error:
+                notes.append(f"not recorded: {error}")
+        found, damaged = results.read_all(records)
+        notes += damaged
+    path = out / "RESULTS.md"
+    old = path.read_text(encoding="utf-8") if path.is_file() else ""
+    rows, kept = results.keep(
+        results.smoke_table(found, failed) if smoke else results.table(found, failed), results.read_markdown(old)
+    )
+    if not rows:
+        return "", notes
+    table = results.markdown(rows)
+    text = [results.heading(found, smoke, old if kept else ""), table]
     if not smoke:
         text.append(results.FOOTNOTES)
-        if missing := [name for name in recipes.RECIPES if name not in found]:
+    if kept:
+        text.append(f"As in an earlier table, for want of the runs that they rest on: {', '.join(kept)}.")
+    if not smoke:
+        if missing := [name for name in recipes.RECIPES if name not in found and name not in kept]:
             text.append(f"Without a run: {', '.join(missing)}.")
-    for name, group in OVERLAYS.items() if not smoke else ():
-        overlaid = {recipe: found[recipe][0].rows for recipe in group if recipe in found}
-        if len(overlaid) > 1:
-            plots.curves(overlaid, out / "results" / name)
-            text.append(f"![{', '.join(overlaid)}](results/{name})")
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "RESULTS.md").write_text("\n\n".join(filter(None, text)) + "\n", encoding="utf-8")
-    print(f"\n{table}\n\nwritten: {out / 'RESULTS.md'}", flush=True)
+        text += draw({name: every[0] for name, every in found.items() if name not in kept}, records, old)
+    results.write_whole(path, "\n\n".join(filter(None, text)) + "\n")
+    return f"{table}\n\nwritten: {path}", notes
+
+
+def draw(found: Mapping[str, results.Result], folder: Path, old: str) -> list[str]:
+    """Draw runs over each other, and return the pictures' lines.
+
+    A picture is drawn anew only of all the runs that it shows, which its line in the `old` table names.
+    """
+    from resnet_min import plots
+
+    lines = []
+    for name, group in OVERLAYS.items():
+        path = folder / name
+        line = re.search(rf"!\[(.*)\]\(results/{re.escape(name)}\)", old)
+        shown = (line[1].split(", ") if line else group) if path.is_file() else ()
+        overlaid = {recipe: found[recipe].rows for recipe in group if recipe in found}
+        if not overlaid.keys() >= set(shown):
+            lines += [line[0]] if line else []
+        elif len(overlaid) > 1:
+            temporary = path.with_name(f".{path.name}.tmp.png")
+            plots.curves(overlaid, temporary, tasks.figure_of(row for rows in overlaid.values() for row in rows))
+            temporary.replace(path)
+            lines.append(f"![{', '.join(overlaid)}](results/{name})")
+    return lines
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -173,25 +252,31 @@ def main(argv: list[str] | None = None) -> None:
     chosen = select(args.recipes, crowds=args.crowd_data is not None)
     runs = Path(args.runs or ("runs/smoke" if args.smoke else "runs/reproduce"))
     out = Path(args.out or (runs if args.smoke else "."))
-    failed: dict[str, str] = {}
-    if not chosen and not runs.is_dir():
-        raise UserError(f"nothing has run in {runs}: name recipes to run, or all")
+    path = out / "RESULTS.md"
+    if path.is_file() and not path.read_text(encoding="utf-8").startswith(results.TITLES[args.smoke] + "\n"):
+        raise UserError(f"{path} is no table that this command would write: name another --out")
     if any(recipes.recipe(name).settings["data"] == "cifar10" for name in chosen):
         from resnet_min import data
 
         data.load(args.data or "cifar10")  # where it cannot be had, one error and not thirty
+    failed: dict[str, str] = {}
+    table, notes = "", []
     try:
         for seed in range(args.seeds):
             for recipe in chosen:
                 try:
-                    run(recipe, seed, runs, args)
+                    if run(recipe, seed, runs, args) and not args.smoke:
+                        update(runs, out, args.smoke, failed)
                 except UserError as error:
                     failed[recipe] = f"failed: {error}"
                     print(f"{recipe}: {failed[recipe]}", file=sys.stderr)
     finally:  # also after Ctrl-C
-        report(runs, out, args.smoke, failed)
+        table, notes = update(runs, out, args.smoke, failed)
+        print("", *notes, table, sep="\n", flush=True)
     if failed:
         raise UserError(f"{len(failed)} of {len(chosen)} recipes failed: {', '.join(failed)}")
+    if not table:
+        raise UserError(f"nothing has run in {runs}: name recipes to run, or all")
 
 
 if __name__ == "__main__":

@@ -1,24 +1,46 @@
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import reproduce
-from resnet_min import engine, plots, recipes
+from resnet_min import engine, plots, recipes, results
 from resnet_min.errors import UserError
+
+REPOSITORY = Path(__file__).parents[1]
+PRESETS = dict(recipes.RECIPES)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """An image folder: two classes of noise, 48 images to train on and 16 to test."""
+    root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for split, count in (("train", 24), ("test", 8)):
+        for name in ("cat", "dog"):
+            (root / split / name).mkdir(parents=True)
+            for number in range(count):
+                noise = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(noise).save(root / split / name / f"{number}.png")
+    return root
 
 
 @pytest.fixture(autouse=True)
-def small(tmp_path, monkeypatch):
-    """Every preset with a small net and the digits, and empty files for pictures: only what these cost is left out."""
+def small(tmp_path, monkeypatch, images):
+    """Every preset with a small net, few images, and empty files for pictures: only what these cost is left out."""
     monkeypatch.chdir(tmp_path)
     for name, preset in list(recipes.RECIPES.items()):
         if preset.settings.get("task") == "crowd":
             continue
         stages = 3 if preset.settings["arch"] in ("resnet20", "resnet56") else 4
         # No fewer channels: backward, torch 2.14's strided 1x1 convolution of 8 channels writes out of bounds.
-        tiny = dict(preset.settings, data="digits", blocks=(1,) * stages, widths=(16,) * stages)
+        tiny = dict(preset.settings, data=str(images), blocks=(1,) * stages, widths=(16,) * stages)
+        tiny["batch_size"] = 16
+        if "resize" in tiny:
+            tiny["resize"] = 40
         monkeypatch.setitem(recipes.RECIPES, name, dataclasses.replace(preset, settings=tiny))
     monkeypatch.setattr(reproduce, "no_weights", lambda arch: "no network")
     monkeypatch.setattr(plots, "curves", lambda runs, path, figure: (path.parent.mkdir(exist_ok=True), path.touch()))
@@ -91,7 +113,7 @@ def test_what_fails_leaves_the_others_be(monkeypatch):
     with pytest.raises(UserError, match="1 of 3 recipes failed: qiu-resnet18$"):
         reproduce.main(["digits", "qiu-resnet18", "yuan-v2-sgd", "--smoke"])
     text = Path("runs/smoke/RESULTS.md").read_text()
-    assert "| failed: epoch 1: the loss is nan; no epoch was finished before it; try a lower --lr" in text
+    assert "| failed: epoch 1: the loss is nan; no epoch was finished; try a lower --lr" in text
     assert "| digits " in text and "| yuan-v2-sgd " in text
 
 
@@ -102,9 +124,170 @@ def test_seeds_and_the_table_alone(monkeypatch, capsys):
     assert rows("runs/reproduce/digits")[0]["train_loss"] != rows("runs/reproduce/digits-seed1")[0]["train_loss"]
     text = Path("RESULTS.md").read_text()
     assert "(n = 2)" in text and "chosen by looking at the test set" in text
-    Path("RESULTS.md").unlink(), capsys.readouterr()
+    for name in ("digits", "digits-seed1"):
+        assert sorted(p.name for p in Path("results", name).iterdir()) == [
+            "config.json", "environment.jsonl", "metrics.jsonl"
+        ]  # fmt: skip
+    Path("RESULTS.md").unlink(), shutil.rmtree("runs")
     reproduce.main([])
     assert Path("RESULTS.md").read_text() == text
+
+
+# ---- what is known stays ----
+
+
+def make_run(folder, recipe, done, seed=0, **settings):
+    """A run's folder as train.py leaves it, without checkpoints: with `done` epochs."""
+    config = recipes.recipe(recipe).settings | {"seed": seed} | settings
+    folder = results.folder_of(Path(folder), recipe, seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "environment.jsonl").write_text(json.dumps({"device": "cpu", "started": "2026-01-01"}) + "\n")
+    row = {"step": 1, "train_loss": 1.0, "train_accuracy": 50.0, "test_accuracy": 60.0, "seconds": 2.0}
+    lines = [json.dumps({"epoch": epoch + 1, **row}) + "\n" for epoch in range(done)]
+    (folder / "metrics.jsonl").write_text("".join(lines))
+    return folder
+
+
+def interrupted(*args, **options):
+    raise KeyboardInterrupt
+
+
+def test_the_table_here_is_what_the_records_here_give(monkeypatch):
+    for name, preset in PRESETS.items():
+        monkeypatch.setitem(recipes.RECIPES, name, preset)
+    shutil.copytree(REPOSITORY / "results", "results")
+    reproduce.main(["--out", "."])
+    assert Path("RESULTS.md").read_text() == (REPOSITORY / "RESULTS.md").read_text()
+
+
+def test_an_interrupted_first_epoch_leaves_all_as_it_was(monkeypatch):
+    for name in ("ours-resnet20", "ours-resnet20-plain"):
+        make_run("results", name, 4)
+    reproduce.main([])
+    text = Path("RESULTS.md").read_text()
+    assert "![ours-resnet20, ours-resnet20-plain](results/overlay-depth.png)" in text
+    monkeypatch.setattr(engine, "train_one_epoch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        reproduce.main(["ours-resnet20"])
+    assert Path("RESULTS.md").read_text() == text
+
+
+def test_where_nothing_is_known_nothing_is_written(monkeypatch):
+    monkeypatch.setattr(engine, "train_one_epoch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        reproduce.main(["digits"])
+    assert not Path("RESULTS.md").exists() and not Path("results").exists()
+
+
+def test_one_preset_leaves_the_other_rows_be(monkeypatch):
+    make_run("results", "ours-resnet56", 4)
+    reproduce.main([])
+    monkeypatch.setitem(recipes.RECIPES["digits"].settings, "epochs", 1)
+    reproduce.main(["digits"])
+    text = Path("RESULTS.md").read_text()
+    assert "| ours-resnet56 " in text and "| digits " in text
+
+
+def test_a_record_gives_way_only_to_more_epochs_of_its_experiment(capsys):
+    run = make_run("runs/reproduce", "digits", 2)
+    reproduce.main([])
+    record = Path("results/digits")
+    remarked = json.loads((record / "environment.jsonl").read_text()) | {"remark": "other work beside"}
+    (record / "environment.jsonl").write_text(json.dumps(remarked) + "\n")
+    make_run("runs/reproduce", "digits", 3)
+    reproduce.main([])
+    assert len(rows(record)) == 3 and "| other work beside |" in Path("RESULTS.md").read_text()  # the same start
+    text, before = Path("RESULTS.md").read_text(), {file: file.read_bytes() for file in record.iterdir()}
+
+    def unchanged(says):
+        reproduce.main([])
+        assert says in capsys.readouterr().out
+        assert {file: file.read_bytes() for file in record.iterdir()} == before
+        assert Path("RESULTS.md").read_text() == text
+
+    unchanged("")
+    make_run("runs/reproduce", "digits", 1)
+    unchanged("")
+    metrics = (run / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").write_text(metrics.replace("60.0", "70.0"))
+    unchanged("not recorded: results/digits holds another run of as many epochs; move it away to record runs/")
+    make_run("runs/reproduce", "digits", 20, epochs=30)
+    unchanged("not recorded: results/digits holds another experiment (--epochs 20, wanted 30); move it away")
+    make_run("runs/reproduce", "digits", 20, limit=100)
+    unchanged("not recorded: runs/reproduce/digits is another experiment than its name says (--limit 100, wanted None)")
+    shutil.rmtree(run)
+    unchanged("")
+
+
+def test_rows_whose_records_are_gone_stay():
+    for seed in (0, 1):
+        make_run("results", "ours-resnet20", 4, seed)
+    for name in ("ours-resnet20-plain", "ours-resnet56"):
+        make_run("results", name, 4)
+    reproduce.main([])
+    old = results.read_markdown(Path("RESULTS.md").read_text())
+    for name in ("ours-resnet20-seed1", "ours-resnet20-plain", "ours-resnet56"):
+        shutil.rmtree(Path("results", name))
+    picture = Path("results/overlay-depth.png")
+    picture.write_text("of three")
+    make_run("results", "ours-resnet20-plain", 3)
+    make_run("results", "digits", 20)
+    for _ in range(2):
+        reproduce.main([])
+        text = Path("RESULTS.md").read_text()
+        new = results.read_markdown(text)
+        assert list(new) == ["digits", "ours-resnet20", "ours-resnet20-plain", "ours-resnet56"]
+        assert {name: new[name] for name in old} == old
+        assert "rest on: ours-resnet20, ours-resnet20-plain, ours-resnet56.\n" in text
+        assert "![ours-resnet20, ours-resnet20-plain, ours-resnet56](results/overlay-depth.png)" in text
+        assert picture.read_text() == "of three"
+    make_run("results", "ours-resnet20-plain", 4)
+    reproduce.main([])
+    assert "rest on: ours-resnet20, ours-resnet56.\n" in Path("RESULTS.md").read_text()
+
+
+def test_damaged_runs_are_skipped_and_named(capsys):
+    make_run("results", "ours-resnet20", 4)
+    for name, file, text in (
+        ("digits", "config.json", ""),
+        ("ours-resnet56", "config.json", "[]"),
+        ("nctu-resnet18", "environment.jsonl", '{"device": "cp'),
+        ("nctu-resnet50", "metrics.jsonl", "[]\n"),
+        ("yuan-resnet18", "metrics.jsonl", '{"epoch": 1, "step": 1, "train_loss": 1.0}\n'),
+    ):
+        folder = make_run("runs/reproduce", name, 1)
+        (folder / file).write_text(text)
+    make_run("runs/reproduce", "digits", 20).rename("runs/reproduce/digits-seed²")
+    folder = make_run("runs/reproduce", "digits", 1)
+    (folder / "config.json").write_text("")
+    reproduce.main([])
+    out = capsys.readouterr().out
+    assert [line.split(": ")[1].split(",")[0] for line in out.splitlines() if line.startswith("skipped: ")] == [
+        "runs/reproduce/digits-seed²",
+        "runs/reproduce/digits/config.json holds no run's options",
+        "runs/reproduce/ours-resnet56/config.json holds no run's options",
+        "runs/reproduce/yuan-resnet18/metrics.jsonl has a line without the number seconds",
+        "runs/reproduce/nctu-resnet18/environment.jsonl",
+        "runs/reproduce/nctu-resnet50/metrics.jsonl",
+    ]
+    assert list(results.read_markdown(Path("RESULTS.md").read_text())) == ["ours-resnet20"]
+
+
+def test_a_run_cut_off_before_its_first_epoch_begins_anew(monkeypatch):
+    monkeypatch.setitem(recipes.RECIPES["digits"].settings, "epochs", 1)
+    Path("runs/reproduce/digits").mkdir(parents=True)
+    Path("runs/reproduce/digits/config.json").touch()
+    reproduce.main(["digits"])
+    assert len(rows("results/digits")) == 1
+
+
+def test_a_table_of_something_else_is_left_alone():
+    make_run("results", "digits", 20)
+    Path("RESULTS.md").write_text("# Every preset alive\n")
+    with pytest.raises(UserError, match="RESULTS.md is no table that this command would write: name another --out"):
+        reproduce.main([])
+    assert Path("RESULTS.md").read_text() == "# Every preset alive\n"
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ def make_run(runs, recipe, *, seed=0, accuracy=90.0, epochs=None, **settings):
     folder = results.folder_of(runs, recipe, seed)
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
-    starts = [{"device": "old"}, {"device": "a GPU", "torch": "2.14", "data": "cifar10"}]
+    starts = [{"device": "old", "remark": "slow"}, {"device": "a GPU", "torch": "2.14", "data": "cifar10"}]
     (folder / "environment.jsonl").write_text("".join(json.dumps(start) + "\n" for start in starts))
     lines = []
     for epoch in range(1, (epochs or config.epochs) + 1):
@@ -41,7 +41,9 @@ def cells(table, recipe):
         ([2.0, 0.529, 0.5, 0.5], 2),
         ([2.0, 3.0, 0.5, 0.6], 3),
         ([1.0, 1.5, 2.0], 1),
-        ([1.0], 1),
+        ([2.0, 1.0, 0.5], None),  # it may fall on
+        ([2.0, 1.0, 0.5, 0.499], 3),
+        ([1.0], None),
     ],
 )
 def test_epoch_to_converge(losses, epoch):
@@ -57,12 +59,16 @@ def test_a_table_puts_ours_beside_the_published(tmp_path):
     make_run(tmp_path, "nctu-resnet18", accuracy=94.0, seed=12)
     make_run(tmp_path, "gupta-finetune", pretrained="none", accuracy=70.0)
     make_run(tmp_path, "nctu-resnet50", epochs=7)
-    found = results.read_all(tmp_path)
-    table = results.table(found, {"yuan-v1-adam": "failed: the loss is nan"})
+    found, damaged = results.read_all(tmp_path)
+    table = results.markdown(results.table(found, {"yuan-v1-adam": "failed: the loss is nan"}))
+    assert not damaged and list(results.read_markdown(f"# Results\n\n{table}\n")) == [
+        "li-resnet34-scratch", "yuan-resnet18", "yuan-v1-adam", "gupta-finetune", "nctu-resnet18", "nctu-resnet50"
+    ]  # fmt: skip
     yuan = cells(table, "yuan-resnet18")
     assert yuan["test, last epoch"] == "88.14%" and yuan["best epoch on test¹"] == "89.14%"
     assert yuan["published test"] == "86.14%" and yuan["gap"] == "+2.00" and yuan["parameters"] == "11,173,962"
     assert yuan["training time (published)"] == "100 s" and yuan["device"] == "a GPU"
+    assert yuan["remark"] == "slow"
     li = cells(table, "li-resnet34-scratch")
     assert li["best epoch on test¹"] == "not looked at" and li["gap"] == "-0.31"
     assert li["converged at² (published)"] == "41 (100)"  # 1/e - 1/200 is 2% of the fall
@@ -77,6 +83,33 @@ def test_a_table_puts_ours_beside_the_published(tmp_path):
     assert "- data: cifar10\n- torch: 2.14" in results.heading(found, smoke=False)
 
 
+def test_a_table_is_read_as_it_was_written():
+    rows = {"a": {"recipe": "a", "gap": "-1 | or | more", "device": ""}, "b": {"recipe": "b", "more": "|"}}
+    text = f"# Results\n\n- torch: 2\n\n{results.markdown(rows)}\n\n| another |\n"
+    wanted = {"a": {**rows["a"], "more": ""}, "b": {"recipe": "b", "gap": "", "device": "", "more": "|"}}
+    assert results.read_markdown(text) == wanted and results.read_markdown("# Results\n") == {}
+
+
+def test_of_two_rows_the_one_of_more_runs_counts():
+    def rows(*said):
+        return {name: {"recipe": name, "test, last epoch": text} for name, text in zip("abcdef", said, strict=False)}
+
+    old = rows("90.00% ± 1.00 (n = 3)", "90.00%", "in epoch 9 of 10", "40.20, 14 epochs", "", "failed: x")
+    less = rows("91.00% ± 1.00 (n = 2)", "in epoch 99 of 100", "in epoch 8 of 10", "failed: x", "failed: y", "1.00")
+    merged, kept = results.keep(less, old)
+    assert kept == ["a", "b", "c", "d"] and merged["a"] == old["a"] and merged["e"] == less["e"]
+    assert results.keep(old, less) == (old | {"f": less["f"]}, ["f"]) and results.keep({}, old) == (old, list("abcdef"))
+
+
+def test_a_file_is_written_whole(tmp_path, monkeypatch):
+    path = tmp_path / "new" / "file"
+    results.write_whole(path, "old")
+    monkeypatch.setattr("os.fsync", lambda file: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        results.write_whole(path, "new")
+    assert path.read_text() == "old" and list(path.parent.iterdir()) == [path]
+
+
 def test_a_folder_of_jpeg_files_is_named_so(tmp_path):
     (tmp_path / "small" / "train" / "cat").mkdir(parents=True)
     (tmp_path / "small" / "train" / "cat" / "1.jpg").touch()
@@ -87,7 +120,7 @@ def test_a_folder_of_jpeg_files_is_named_so(tmp_path):
 def test_a_run_that_has_no_epoch_yet_is_no_result(tmp_path):
     make_run(tmp_path, "digits")
     (tmp_path / "digits" / "metrics.jsonl").write_text('{"epo')
-    assert results.read(tmp_path, "digits", 0) is None and results.read_all(tmp_path) == {}
+    assert results.read(tmp_path, "digits", 0) is None and results.read_all(tmp_path) == ({}, [])
 
 
 def test_the_environment_is_plain_values():
