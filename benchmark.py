@@ -32,15 +32,17 @@ from torch import Tensor, nn
 from torchvision import transforms as v1
 from torchvision.transforms import v2
 
-from resnet_min import data, engine, fuse, fusion, ops, reference, timing
-from resnet_min.augment import Batches
-from resnet_min.augment import draw as draw_epoch
+from resnet_min import data, fuse, fusion, ops, reference, timing
 from resnet_min.config import ARCHS, Config
-from resnet_min.cuda_graph import Recorder
-from resnet_min.environment import processor
+from resnet_min.data.batches import Batches
+from resnet_min.data.batches import draw as draw_epoch
 from resnet_min.errors import UserError, run_script
 from resnet_min.model import resnet
+from resnet_min.runs.environment import processor
 from resnet_min.timing import Call, Case, Row
+from resnet_min.training import hardware, loop
+from resnet_min.training.cuda_graph import Recorder
+from resnet_min.training.optimizer import make_optimizer
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)  # of CIFAR-10's training images
 MINUTES = 8  # no case is begun after so many
@@ -51,7 +53,7 @@ def dtypes(device: torch.device) -> list[torch.dtype]:
     """float32, and what the device has arithmetic for."""
     if device.type == "cuda":
         return [torch.float32, torch.bfloat16, torch.float16]
-    return [torch.float32] + [torch.bfloat16] * (engine.hardware("cpu").dtype == torch.bfloat16)
+    return [torch.float32] + [torch.bfloat16] * (hardware.hardware("cpu").dtype == torch.bfloat16)
 
 
 def name_of(dtype: torch.dtype) -> str:
@@ -309,7 +311,7 @@ def check_kernels(results: dict[str, Tensor | tuple[Tensor, ...]]) -> None:
 
 
 def training(args: argparse.Namespace) -> Iterator[Case]:
-    """`engine.train_one_epoch` on our kernels against hand-written loops in plain PyTorch.
+    """`loop.train_one_epoch` on our kernels against hand-written loops in plain PyTorch.
 
     The same network from the same weights, SGD with Nesterov's momentum, random crop and flip. A hand-written loop
     makes its batches by `batched_gather`. The images are random: no step's time depends on what they show.
@@ -355,7 +357,7 @@ def check_training(losses: dict[str, float]) -> None:
 def new_net(args: argparse.Namespace) -> tuple[nn.Module, torch.optim.Optimizer]:
     torch.manual_seed(0)
     net = resnet(args.arch).to(args.device)
-    return net, engine.make_optimizer(Config(lr=0.01, nesterov=True, wd=5e-4), net)
+    return net, make_optimizer(Config(lr=0.01, nesterov=True, wd=5e-4), net)
 
 
 def our_steps(
@@ -364,7 +366,7 @@ def our_steps(
     """What train.py does."""
     net, optimizer = new_net(args)
     net.to(memory_format=torch.channels_last)
-    where = engine.hardware(str(args.device))
+    where = hardware.hardware(str(args.device))
     batches = Batches(
         split, batch_size=batch, mean=MEAN, std=STD, device=args.device, dtype=where.dtype, padding=4, flip=0.5
     )
@@ -372,9 +374,9 @@ def our_steps(
 
     def call() -> float:
         ops.set_backend("auto")
-        engine.keep_freed_memory()
+        hardware.keep_freed_memory()
         some = islice(endless, steps)
-        losses, _ = engine.train_one_epoch(net, some, optimizer, [0.01] * steps, where, recorder=recorder)
+        losses, _ = loop.train_one_epoch(net, some, optimizer, [0.01] * steps, where, recorder=recorder)
         return losses[0].item()
 
     return call
@@ -393,7 +395,7 @@ def plain_steps(
 ) -> Call:
     """The loop one writes by hand. Plain PyTorch: our kernels are switched off while it runs.
 
-    mode: of torch.compile. graph: the whole step as a CUDA graph. keep: `engine.keep_freed_memory`, as ours has it.
+    mode: of torch.compile. graph: the whole step as a CUDA graph. keep: `hardware.keep_freed_memory`, as ours has it.
     """
     net, optimizer = new_net(args)
     net.to(memory_format=memory_format)
@@ -422,7 +424,7 @@ def plain_steps(
 
     def call() -> float:
         ops.set_backend("reference")
-        engine.keep_freed_memory(keep)
+        hardware.keep_freed_memory(keep)
         losses = [step(*next(draw)) for _ in range(steps)]
         return losses[0].item()
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resnet_min.errors import UserError, run_script
+from resnet_min.files import write_whole
 from resnet_min.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -111,13 +112,16 @@ def main(argv: list[str] | None = None) -> None:
 
     import torch
 
-    from resnet_min import checkpoint, engine, ops, plots, run
+    from resnet_min import ops
     from resnet_min.model import count_parameters
+    from resnet_min.runs import folder as runs
     from resnet_min.tasks import trained
+    from resnet_min.training import checkpoint, hardware
+    from resnet_min.viz import figures as drawing
 
     ops.set_backend(args.kernels)
     paths = list(dict.fromkeys(checkpoint.find(name) for name in args.checkpoints or [None]))
-    names = run.names([path.parent if path.name == "last.pt" else path for path in paths])
+    names = runs.names([path.parent if path.name == "last.pt" else path for path in paths])
     results: list[Evaluation] = []
     all_figures: list[dict[str, Any]] = []
     first = None
@@ -138,9 +142,9 @@ def main(argv: list[str] | None = None) -> None:
         )
         places = {"data": args.data, "data_dir": args.data_dir, "cache_dir": args.cache_dir}
         dataset = trained.load_data(subject, args.split, **places)
-        where = engine.hardware(args.device, args.amp or config.amp)
+        where = hardware.hardware(args.device, args.amp or config.amp)
         if where.device.type == "cpu":
-            engine.keep_freed_memory()
+            hardware.keep_freed_memory()
         classes = f"; {len(dataset.classes)} classes" if dataset.classes else ""
         print(f"data: {dataset.source}: {len(dataset.splits[args.split]):,} {args.split} images{classes}")
         print(f"device: {where}{', channels_last' if config.channels_last else ''}")
@@ -167,11 +171,11 @@ def main(argv: list[str] | None = None) -> None:
         picture = Path(args.out or "", "comparison.png")
         title = f"{len(results)} networks, each on the {args.split} images of {where}"
         rows = {label: result.figures for label, result in zip(labels, results, strict=True)}
-        plots.comparison(rows, picture, first.task.config.figure, title=title)
+        drawing.comparison(rows, picture, first.task.config.figure, title=title)
         print(f"comparison: {picture}")
     if args.json:
         figures = all_figures if len(all_figures) > 1 else all_figures[0]
-        Path(args.json).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        write_whole(args.json, json.dumps(figures, indent=1) + "\n")
         print(f"figures: {args.json}")
 
 

@@ -28,9 +28,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import train
-from resnet_min import recipes, results, tasks
+from resnet_min import recipes, tasks
 from resnet_min.config import flag, shown
 from resnet_min.errors import UserError, run_script
+from resnet_min.runs import tables
 from resnet_min.tasks.options import TaskConfig
 
 # The order of `all`: what tells most comes first, and the rest after it.
@@ -110,7 +111,7 @@ def settings_of(recipe: str, seed: int, args: argparse.Namespace) -> dict[str, o
 @functools.cache
 def no_weights(arch: str) -> str | None:
     """Why torchvision's ImageNet weights for `arch` cannot be had; None where they can."""
-    from resnet_min import transfer
+    from resnet_min.training import transfer
 
     try:
         transfer.imagenet(arch)
@@ -124,15 +125,15 @@ def run(recipe: str, seed: int, runs: Path, args: argparse.Namespace) -> bool:
 
     Raises UserError where it fails, or its folder is damaged or holds another experiment.
     """
-    from resnet_min import checkpoint
+    from resnet_min.training import checkpoint
 
-    folder = results.folder_of(runs, recipe, seed)
+    folder = tables.folder_of(runs, recipe, seed)
     last = folder / "last.pt"
     settings = settings_of(recipe, seed, args)
-    before = results.read(runs, recipe, seed)
+    before = tables.read(runs, recipe, seed)
     if before or last.is_file():  # otherwise there is nothing to lose
         wanted = tasks.make_config({**recipes.recipe(recipe).settings, **settings})
-        if differ := differences(results.read_config(folder), wanted):
+        if differ := differences(tables.read_config(folder), wanted):
             raise UserError(f"{folder} holds another experiment ({differ}): name another --runs")
     # The last line of the figures is written just before the last checkpoint; --smoke leaves no checkpoint.
     if before and before.finished and (not last.is_file() or checkpoint.load(last)["epoch"] == before.config.epochs):
@@ -159,17 +160,17 @@ def differences(there: TaskConfig, wanted: TaskConfig, besides: Sequence[str] = 
     )
 
 
-def record(result: results.Result, runs: Path, records: Path) -> None:
+def record(result: tables.Result, runs: Path, records: Path) -> None:
     """Copy what is small of a run under `runs` to `records`, unless that holds as much of it, remarks and all.
 
     Raises UserError where the record is of another experiment, or of another run with as many epochs, and where the
     run is not what its folder's name says, but for its epochs.
     """
-    folder, to = (results.folder_of(place, result.recipe, result.seed) for place in (runs, records))
+    folder, to = (tables.folder_of(place, result.recipe, result.seed) for place in (runs, records))
     preset = tasks.make_config({**recipes.recipe(result.recipe).settings, "seed": result.seed})
     if differ := differences(result.config, preset, besides=("epochs",)):
         raise UserError(f"{folder} is another experiment than its name says ({differ})")
-    there = results.read(records, result.recipe, result.seed)
+    there = tables.read(records, result.recipe, result.seed)
     starts = result.starts
     if there:
         if differ := differences(there.config, result.config):
@@ -181,9 +182,9 @@ def record(result: results.Result, runs: Path, records: Path) -> None:
             return
         remarked = [start for start in there.starts if "remark" in start]
         starts = [next((old for old in remarked if old.items() >= new.items()), new) for new in starts]
-    results.write_whole(to / "config.json", (folder / "config.json").read_text())
-    results.write_whole(to / "environment.jsonl", "".join(json.dumps(start) + "\n" for start in starts))
-    results.write_whole(to / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in result.rows))
+    tables.write_whole(to / "config.json", (folder / "config.json").read_text())
+    tables.write_whole(to / "environment.jsonl", "".join(json.dumps(start) + "\n" for start in starts))
+    tables.write_whole(to / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in result.rows))
 
 
 def update(runs: Path, out: Path, smoke: bool, failed: Mapping[str, str]) -> tuple[str, list[str]]:
@@ -191,7 +192,7 @@ def update(runs: Path, out: Path, smoke: bool, failed: Mapping[str, str]) -> tup
 
     Nothing is written where nothing is known. With `smoke` the table is of the runs themselves.
     """
-    found, notes = results.read_all(runs)
+    found, notes = tables.read_all(runs)
     if not smoke:
         records = out / "results"
         for result in (result for every in found.values() for result in every):
@@ -199,35 +200,35 @@ def update(runs: Path, out: Path, smoke: bool, failed: Mapping[str, str]) -> tup
                 record(result, runs, records)
             except UserError as error:
                 notes.append(f"not recorded: {error}")
-        found, damaged = results.read_all(records)
+        found, damaged = tables.read_all(records)
         notes += damaged
     path = out / "RESULTS.md"
     old = path.read_text(encoding="utf-8") if path.is_file() else ""
-    rows, kept = results.keep(
-        results.smoke_table(found, failed) if smoke else results.table(found, failed), results.read_markdown(old)
+    rows, kept = tables.keep(
+        tables.smoke_table(found, failed) if smoke else tables.table(found, failed), tables.read_markdown(old)
     )
     if not rows:
         return "", notes
-    table = results.markdown(rows)
-    text = [results.heading(found, smoke, old if kept else ""), table]
+    table = tables.markdown(rows)
+    text = [tables.heading(found, smoke, old if kept else ""), table]
     if not smoke:
-        text.append(results.FOOTNOTES)
+        text.append(tables.FOOTNOTES)
     if kept:
         text.append(f"As in an earlier table, for want of the runs that they rest on: {', '.join(kept)}.")
     if not smoke:
         if missing := [name for name in recipes.RECIPES if name not in found and name not in kept]:
             text.append(f"Without a run: {', '.join(missing)}.")
         text += draw({name: every[0] for name, every in found.items() if name not in kept}, records, old)
-    results.write_whole(path, "\n\n".join(filter(None, text)) + "\n")
+    tables.write_whole(path, "\n\n".join(filter(None, text)) + "\n")
     return f"{table}\n\nwritten: {path}", notes
 
 
-def draw(found: Mapping[str, results.Result], folder: Path, old: str) -> list[str]:
+def draw(found: Mapping[str, tables.Result], folder: Path, old: str) -> list[str]:
     """Draw runs over each other, and return the pictures' lines.
 
     A picture is drawn anew only of all the runs that it shows, which its line in the `old` table names.
     """
-    from resnet_min import plots
+    from resnet_min.viz import figures
 
     lines = []
     for name, group in OVERLAYS.items():
@@ -239,7 +240,7 @@ def draw(found: Mapping[str, results.Result], folder: Path, old: str) -> list[st
             lines += [line[0]] if line else []
         elif len(overlaid) > 1:
             temporary = path.with_name(f".{path.name}.tmp.png")
-            plots.curves(overlaid, temporary, tasks.figure_of(row for rows in overlaid.values() for row in rows))
+            figures.curves(overlaid, temporary, tasks.figure_of(row for rows in overlaid.values() for row in rows))
             temporary.replace(path)
             lines.append(f"![{', '.join(overlaid)}](results/{name})")
     return lines
@@ -253,7 +254,7 @@ def main(argv: list[str] | None = None) -> None:
     runs = Path(args.runs or ("runs/smoke" if args.smoke else "runs/reproduce"))
     out = Path(args.out or (runs if args.smoke else "."))
     path = out / "RESULTS.md"
-    if path.is_file() and not path.read_text(encoding="utf-8").startswith(results.TITLES[args.smoke] + "\n"):
+    if path.is_file() and not path.read_text(encoding="utf-8").startswith(tables.TITLES[args.smoke] + "\n"):
         raise UserError(f"{path} is no table that this command would write: name another --out")
     if any(recipes.recipe(name).settings["data"] == "cifar10" for name in chosen):
         from resnet_min import data

@@ -79,13 +79,16 @@ def main(argv: list[str] | None = None) -> None:
 
     from tqdm import tqdm
 
-    from resnet_min import checkpoint, engine, job, plots, transfer
-    from resnet_min.cuda_graph import Recorder
-    from resnet_min.environment import environment
     from resnet_min.model import count_parameters
-    from resnet_min.results import epoch_to_converge
-    from resnet_min.run import Run
-    from resnet_min.schedule import learning_rate
+    from resnet_min.runs import job
+    from resnet_min.runs.environment import environment
+    from resnet_min.runs.folder import Run
+    from resnet_min.runs.tables import epoch_to_converge
+    from resnet_min.training import checkpoint, hardware, transfer
+    from resnet_min.training.cuda_graph import Recorder
+    from resnet_min.training.loop import Diverged, train_one_epoch
+    from resnet_min.training.optimizer import learning_rate, make_optimizer
+    from resnet_min.viz import figures
 
     # What to train
     if resume is None:
@@ -95,7 +98,7 @@ def main(argv: list[str] | None = None) -> None:
     else:
         beside = {"recipe": recipe, "out": out, "overwrite": overwrite}
         config, saved_at = job.reopen(resume, {**flags, **{name: value for name, value in beside.items() if value}})
-    where = engine.set_up(config)
+    where = hardware.set_up(config)
     this = job.prepare(config, where)
     config, task, net, steps = this.config, this.task, this.net, this.steps
     figure = config.figure
@@ -111,7 +114,7 @@ def main(argv: list[str] | None = None) -> None:
         if config.pretrained != "none":
             skipped = transfer.load_pretrained(net, config.pretrained, config.arch)
             print(f"weights: {config.pretrained}, but for {', '.join(skipped) or 'nothing'}")
-        optimizer, done = engine.make_optimizer(config, net), 0
+        optimizer, done = make_optimizer(config, net), 0
         run = Run.create(out, overwrite, config, started, this.dataset.name)
     else:
         saved = checkpoint.load(saved_at)
@@ -119,7 +122,7 @@ def main(argv: list[str] | None = None) -> None:
         if tuple(saved["classes"]) != this.dataset.classes or saved["step"] != done * steps:
             raise UserError(f"{config.data} is not the data that {saved_at} was trained on: other classes or sizes")
         transfer.freeze(net, config, done)
-        optimizer = engine.make_optimizer(config, net)
+        optimizer = make_optimizer(config, net)
         checkpoint.restore(saved, net, optimizer, saved_at)
         run = Run.reopen(saved_at.parent, config, started, done, saved["step"])
     print(f"run: {run.folder}")
@@ -129,17 +132,17 @@ def main(argv: list[str] | None = None) -> None:
     for epoch in range(done + 1, config.epochs + 1):
         if epoch - 1 == config.freeze_epochs:  # the second phase, with an optimizer that remembers nothing of the first
             transfer.freeze(net, config, epoch)
-            optimizer = engine.make_optimizer(config, net)
+            optimizer = make_optimizer(config, net)
         first = (epoch - 1) * steps
         rates = [learning_rate(config, first + step, steps) for step in range(steps)]
         began = time.perf_counter()
         try:
             with tqdm(total=steps, desc=f"epoch {epoch}", leave=False, disable=not sys.stderr.isatty()) as bar:
-                losses, trained = engine.train_one_epoch(
+                losses, trained = train_one_epoch(
                     net, this.batches.epoch(epoch), optimizer, rates, where, task.loss,
                     after_step=bar.update, recorder=recorder,
                 )  # fmt: skip
-        except engine.Diverged as error:
+        except Diverged as error:
             kept = f"{run.folder / 'last.pt'} holds epoch {epoch - 1}" if epoch > 1 else "no epoch was finished"
             raise UserError(f"epoch {epoch}: {error}; {kept}; try a lower --lr") from None
         seconds = time.perf_counter() - began
@@ -167,7 +170,7 @@ def main(argv: list[str] | None = None) -> None:
 
     # The result
     rows = run.rows
-    plots.curves({run.folder.name: rows}, run.folder / "curves.png", figure)
+    figures.curves({run.folder.name: rows}, run.folder / "curves.png", figure)
     print(f"result: test {figure.words(rows[-1], 'test')} (epoch {rows[-1]['epoch']}, the last)")
     best = figure.best(rows, key=lambda row: figure.of(row, this.watched))
     value = figure.shown(figure.of(best, this.watched))

@@ -12,7 +12,7 @@
     python visualize.py --curves runs/resnet18-digits-1 runs/resnet18-plain-digits-1
 
 Filters are drawn per input channel, in colours symmetric about zero, and fused as RGB where the input is RGB. The
-reverse ResNet is after Zeiler and Fergus; resnet_min/deconvnet.py says how, and what --shortcut means.
+reverse ResNet is after Zeiler and Fergus; resnet_min/viz/deconvnet.py says how, and what --shortcut means.
 """
 
 from __future__ import annotations
@@ -92,9 +92,13 @@ def main(argv: list[str] | None = None) -> None:
     if args.steps and not args.curves:
         parser.error("--steps goes with --curves")
 
-    from resnet_min import checkpoint, engine, layers, looking, pictures, plots, run, tasks
+    from resnet_min import tasks
     from resnet_min.model import backbone_of
+    from resnet_min.runs import folder as run
     from resnet_min.tasks import trained
+    from resnet_min.training import checkpoint
+    from resnet_min.training.hardware import cpu
+    from resnet_min.viz import figures, layers, looking, pictures
 
     if args.curves:
         picture = Path(args.out or ("steps.png" if args.steps else "curves.png"))
@@ -102,9 +106,9 @@ def main(argv: list[str] | None = None) -> None:
         logs = [run.read_rows(name, "steps.jsonl" if args.steps else "metrics.jsonl") for name in args.curves]
         runs = dict(zip(run.names(folders), logs, strict=True))
         if args.steps:
-            plots.steps(runs, picture)
+            figures.steps(runs, picture)
         else:
-            plots.curves(runs, picture, tasks.figure_of(row for rows in logs for row in rows))
+            figures.curves(runs, picture, tasks.figure_of(row for rows in logs for row in rows))
         return print(f"curves: {picture}")
 
     path = checkpoint.find(args.checkpoint)
@@ -137,7 +141,7 @@ def main(argv: list[str] | None = None) -> None:
 
         def batches_of(numbers: Sequence[int]) -> Iterator:
             some = split if len(numbers) == len(split) else split.subset(numbers)
-            return task.batches(some, engine.cpu(), batch_size=256).ordered()
+            return task.batches(some, cpu(), batch_size=256).ordered()
 
         looking.top(view, batches_of, len(split), args.layer, args.channel, picture)
         return print(f"top: {picture}")
@@ -157,7 +161,7 @@ def main(argv: list[str] | None = None) -> None:
     print(caption)
     if answer:
         return print(f"answer: {picture}")
-    ((x, _),) = task.batches(image, engine.cpu(), batch_size=1).ordered()
+    ((x, _),) = task.batches(image, cpu(), batch_size=1).ordered()
     seen = looking.Subject(x, view.picture(x[0]), caption)
     if what == "features":
         looking.features(view, seen, args.layer, args.channel, picture)

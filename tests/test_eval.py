@@ -15,11 +15,11 @@ import pytest
 import torch
 from PIL import Image
 
-from resnet_min import checkpoint
 from resnet_min.errors import UserError
 from resnet_min.tasks import read_config, trained
 from resnet_min.tasks.classify.options import ClassifyConfig
 from resnet_min.tasks.classify.task import FlipAverage
+from resnet_min.training import checkpoint
 
 script = importlib.import_module("eval")
 CLASSES = ["blue", "green", "red"]

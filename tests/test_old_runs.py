@@ -1,7 +1,7 @@
 """Runs that an earlier version made still load, resume and evaluate.
 
 fixtures/runs.tar.xz holds, as revision 7ea0511 wrote them, a finished and an interrupted run of classes (48 digits) and
-of a crowd (the part of `make_part` below), three epochs each, with the figures of `eval.py --json`. They were made on a
+of a crowd (`helpers.make_part`), three epochs each, with the figures of `eval.py --json`. They were made on a
 processor with AVX2; elsewhere sums round otherwise, so figures are compared with room for that.
 """
 
@@ -10,34 +10,20 @@ import json
 import tarfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from test_crowd import blobs, mark
+from helpers import make_part
 
 import train
-from resnet_min import checkpoint
+from resnet_min.training import checkpoint
 
 evaluate = importlib.import_module("eval")
-
-
-def make_part(root):
-    """The part that the crowd's runs were trained on. As PNG, which every decoder reads alike."""
-    rng = np.random.default_rng(0)
-    for split, count in (("train_data", 6), ("test_data", 3)):
-        (root / split / "images").mkdir(parents=True)
-        for number in range(1, count + 1):
-            picture, points = blobs(rng)
-            Image.fromarray(picture).save(root / split / "images" / f"IMG_{number}.png")
-            mark(root / split / "ground-truth" / f"GT_IMG_{number}.mat", points)
-    return root
 
 
 @pytest.fixture
 def runs(tmp_path, monkeypatch):
     """The folder of the four runs, the working directory. Their data is moved to where this test has it."""
-    part = make_part(tmp_path / "crowd")
+    part = make_part(tmp_path / "crowd", kind="png")  # which every decoder reads alike
     with tarfile.open(Path(__file__).parent / "fixtures" / "runs.tar.xz") as archive:
         archive.extractall(tmp_path, filter="data")
     for path in tmp_path.glob("crowd-*/*.pt"):

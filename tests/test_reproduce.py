@@ -8,8 +8,11 @@ import pytest
 from PIL import Image
 
 import reproduce
-from resnet_min import engine, plots, recipes, results
+from resnet_min import recipes
 from resnet_min.errors import UserError
+from resnet_min.runs import tables
+from resnet_min.training import loop
+from resnet_min.viz import figures
 
 REPOSITORY = Path(__file__).parents[1]
 PRESETS = dict(recipes.RECIPES)
@@ -43,7 +46,7 @@ def small(tmp_path, monkeypatch, images):
             tiny["resize"] = 40
         monkeypatch.setitem(recipes.RECIPES, name, dataclasses.replace(preset, settings=tiny))
     monkeypatch.setattr(reproduce, "no_weights", lambda arch: "no network")
-    monkeypatch.setattr(plots, "curves", lambda runs, path, figure: (path.parent.mkdir(exist_ok=True), path.touch()))
+    monkeypatch.setattr(figures, "curves", lambda runs, path, figure: (path.parent.mkdir(exist_ok=True), path.touch()))
 
 
 def rows(folder):
@@ -76,7 +79,7 @@ def test_all_begins_with_what_tells_most():
 def test_a_sweep_goes_on_where_it_was(monkeypatch, capsys):
     names = ["digits", "ours-resnet20", "gupta-scratch"]
     reproduce.main([*names, "--smoke", "--runs", "whole"])
-    real, calls = engine.train_one_epoch, []
+    real, calls = loop.train_one_epoch, []
 
     def interrupted(*args, **options):
         calls.append(1)
@@ -84,13 +87,13 @@ def test_a_sweep_goes_on_where_it_was(monkeypatch, capsys):
             raise KeyboardInterrupt
         return real(*args, **options)
 
-    monkeypatch.setattr(engine, "train_one_epoch", interrupted)
+    monkeypatch.setattr(loop, "train_one_epoch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         reproduce.main([*names, "--smoke", "--runs", "parts"])
     text = Path("parts/RESULTS.md").read_text()
     assert "| digits " in text and "| ours-resnet20 " in text and "gupta" not in text
     calls.clear(), capsys.readouterr()
-    monkeypatch.setattr(engine, "train_one_epoch", real)
+    monkeypatch.setattr(loop, "train_one_epoch", real)
     reproduce.main([*names, "--smoke", "--runs", "parts"])
     out = capsys.readouterr().out
     assert "parts/digits: done" in out and out.count("\nepoch 1/2") == 1 and out.count("\nepoch 2/2") == 2
@@ -102,14 +105,14 @@ def test_a_sweep_goes_on_where_it_was(monkeypatch, capsys):
 
 
 def test_what_fails_leaves_the_others_be(monkeypatch):
-    real = engine.train_one_epoch
+    real = loop.train_one_epoch
 
     def diverging(net, *args, **options):
         if net.conv1.kernel_size == (7, 7):
-            raise engine.Diverged("the loss is nan")
+            raise loop.Diverged("the loss is nan")
         return real(net, *args, **options)
 
-    monkeypatch.setattr(engine, "train_one_epoch", diverging)
+    monkeypatch.setattr(loop, "train_one_epoch", diverging)
     with pytest.raises(UserError, match="1 of 3 recipes failed: qiu-resnet18$"):
         reproduce.main(["digits", "qiu-resnet18", "yuan-v2-sgd", "--smoke"])
     text = Path("runs/smoke/RESULTS.md").read_text()
@@ -139,7 +142,7 @@ def test_seeds_and_the_table_alone(monkeypatch, capsys):
 def make_run(folder, recipe, done, seed=0, **settings):
     """A run's folder as train.py leaves it, without checkpoints: with `done` epochs."""
     config = recipes.recipe(recipe).settings | {"seed": seed} | settings
-    folder = results.folder_of(Path(folder), recipe, seed)
+    folder = tables.folder_of(Path(folder), recipe, seed)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "environment.jsonl").write_text(json.dumps({"device": "cpu", "started": "2026-01-01"}) + "\n")
@@ -167,14 +170,14 @@ def test_an_interrupted_first_epoch_leaves_all_as_it_was(monkeypatch):
     reproduce.main([])
     text = Path("RESULTS.md").read_text()
     assert "![ours-resnet20, ours-resnet20-plain](results/overlay-depth.png)" in text
-    monkeypatch.setattr(engine, "train_one_epoch", interrupted)
+    monkeypatch.setattr(loop, "train_one_epoch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         reproduce.main(["ours-resnet20"])
     assert Path("RESULTS.md").read_text() == text
 
 
 def test_where_nothing_is_known_nothing_is_written(monkeypatch):
-    monkeypatch.setattr(engine, "train_one_epoch", interrupted)
+    monkeypatch.setattr(loop, "train_one_epoch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         reproduce.main(["digits"])
     assert not Path("RESULTS.md").exists() and not Path("results").exists()
@@ -226,7 +229,7 @@ def test_rows_whose_records_are_gone_stay():
     for name in ("ours-resnet20-plain", "ours-resnet56"):
         make_run("results", name, 4)
     reproduce.main([])
-    old = results.read_markdown(Path("RESULTS.md").read_text())
+    old = tables.read_markdown(Path("RESULTS.md").read_text())
     for name in ("ours-resnet20-seed1", "ours-resnet20-plain", "ours-resnet56"):
         shutil.rmtree(Path("results", name))
     picture = Path("results/overlay-depth.png")
@@ -236,7 +239,7 @@ def test_rows_whose_records_are_gone_stay():
     for _ in range(2):
         reproduce.main([])
         text = Path("RESULTS.md").read_text()
-        new = results.read_markdown(text)
+        new = tables.read_markdown(text)
         assert list(new) == ["digits", "ours-resnet20", "ours-resnet20-plain", "ours-resnet56"]
         assert {name: new[name] for name in old} == old
         assert "rest on: ours-resnet20, ours-resnet20-plain, ours-resnet56.\n" in text
@@ -271,7 +274,7 @@ def test_damaged_runs_are_skipped_and_named(capsys):
         "runs/reproduce/nctu-resnet18/environment.jsonl",
         "runs/reproduce/nctu-resnet50/metrics.jsonl",
     ]
-    assert list(results.read_markdown(Path("RESULTS.md").read_text())) == ["ours-resnet20"]
+    assert list(tables.read_markdown(Path("RESULTS.md").read_text())) == ["ours-resnet20"]
 
 
 def test_a_run_cut_off_before_its_first_epoch_begins_anew(monkeypatch):

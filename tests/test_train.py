@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 
 import train
-from resnet_min import checkpoint, engine, job
 from resnet_min.errors import UserError, run_script
 from resnet_min.recipes import RECIPES
+from resnet_min.runs import job
 from resnet_min.tasks import read_config
+from resnet_min.training import checkpoint, loop
 
 ROOT = Path(__file__).parent.parent
 TINY = "--arch resnet20 --blocks 1 1 1 --widths 4 4 8 --batch-size 8 --lr 0.05 --amp off --dropout 0.3".split()
@@ -101,7 +102,7 @@ def test_the_test_set_does_not_select(folder, capsys):
 def test_resume_is_bit_exact(folder, monkeypatch, flags):
     run(folder, "--epochs", 4, "--out", "whole", *flags)
 
-    real, calls = engine.train_one_epoch, []
+    real, calls = loop.train_one_epoch, []
 
     def interrupted(*args, **options):
         calls.append(1)
@@ -109,10 +110,10 @@ def test_resume_is_bit_exact(folder, monkeypatch, flags):
             options["after_step"] = lambda: (_ for _ in ()).throw(KeyboardInterrupt)
         return real(*args, **options)
 
-    monkeypatch.setattr(engine, "train_one_epoch", interrupted)
+    monkeypatch.setattr(loop, "train_one_epoch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(folder, "--epochs", 4, "--out", "parts", *flags)
-    monkeypatch.setattr(engine, "train_one_epoch", real)
+    monkeypatch.setattr(loop, "train_one_epoch", real)
     with open("parts/metrics.jsonl", "a") as file:  # an epoch that was logged and never saved, and a line cut short
         file.write(json.dumps({**rows("parts")[-1], "epoch": 3, "train_loss": 99}) + '\n{"epo')
     torch.randn(7)  # whatever the new process has drawn before
@@ -186,7 +187,7 @@ def test_a_run_is_not_overwritten(folder):
 def test_divergence_names_step_and_rate_and_keeps_the_last_good_checkpoint(folder, monkeypatch):
     run(folder, "--epochs", 1, "--out", "r", "--schedule", "constant")
     before = Path("r/last.pt").read_bytes()
-    monkeypatch.setattr("resnet_min.schedule.learning_rate", lambda *_: 1e30)
+    monkeypatch.setattr("resnet_min.training.optimizer.learning_rate", lambda *_: 1e30)
     with pytest.raises(UserError, match=r"epoch 2: the loss is \w+ at step \d of 5, learning rate 1e\+30; .*epoch 1"):
         train.main(["--resume", "r", "--epochs", "2"])
     assert Path("r/last.pt").read_bytes() == before

@@ -5,13 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import check_legible
+from helpers import check_legible
 from PIL import Image
 
 import visualize
-from resnet_min import checkpoint, pictures
 from resnet_min.errors import UserError
 from resnet_min.tasks import make_config, read_config
+from resnet_min.training import checkpoint
+from resnet_min.viz import pictures
 
 
 @pytest.fixture
@@ -261,10 +262,10 @@ def test_the_loss_of_every_step(tmp_path, monkeypatch, capsys, drawn):
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path, monkeypatch):
-    from resnet_min import plots
+    from resnet_min.viz import figures
 
     drawn = {}
-    monkeypatch.setattr(plots, "curves", lambda runs, path, figure: drawn.update(runs))
+    monkeypatch.setattr(figures, "curves", lambda runs, path, figure: drawn.update(runs))
     monkeypatch.chdir(tmp_path)
     first, second = (write_rows(tmp_path / place / "run") for place in "ab")
     visualize.main(["--curves", "a/run", "b/run", "--out", "c.png"])

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from ..engine import Hardware
 from ..model import ResNet, resnet
+from ..training.hardware import Hardware
 from .options import TaskConfig
 
 

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from .. import checkpoint
 from ..errors import UserError
+from ..training import checkpoint
 from . import read_config, recognised
 from .task import Dataset, Task
 

@@ -14,10 +14,10 @@ from matplotlib.colors import Normalize
 from matplotlib.lines import Line2D
 from torch import Tensor
 
-from ... import plots
 from ...data import Split
-from ...pictures import Panel, panels
-from ...plots import COLOURS, new_figure, plain, shorten
+from ...viz import figures
+from ...viz.figures import COLOURS, new_figure, plain, shorten
+from ...viz.pictures import Panel, panels
 from . import report
 from .report import Calibration, Report
 
@@ -91,7 +91,7 @@ def answer(image: Tensor, probabilities: Tensor, classes: Sequence[str], path: P
     right.invert_yaxis()
     right.spines[["top", "right"]].set_visible(False)
     figure.suptitle(plain(title), fontsize=11)
-    plots.save(figure, path)
+    figures.save(figure, path)
 
 
 def confusion(matrix: Any, classes: Sequence[str], path: str | Path, *, title: str) -> None:
@@ -111,7 +111,7 @@ def confusion(matrix: Any, classes: Sequence[str], path: str | Path, *, title: s
     _heat(right, shares, classes, "% of the true class", 100, ".1f")
     right.set_facecolor("0.85")
     figure.suptitle(plain(title), fontsize=12)
-    plots.save(figure, path)
+    figures.save(figure, path)
 
 
 def _heat(axes: Axes, values: np.ndarray, classes: Sequence[str], title: str, top: float, form: str) -> None:
@@ -178,7 +178,7 @@ def roc(report: Report, labels: Any, probabilities: Any, path: str | Path, *, ti
     corner.set_title("the upper left corner", fontsize=10)
     figure.legend(handles=[*handles, chance], loc="outside right center", frameon=False, title="area under the curve")
     figure.suptitle(plain(title), fontsize=12)
-    plots.save(figure, path)
+    figures.save(figure, path)
 
 
 def reliability(calibration: Calibration, path: str | Path, *, title: str) -> None:
@@ -203,4 +203,4 @@ def reliability(calibration: Calibration, path: str | Path, *, title: str) -> No
         axes.grid(color="0.9")
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(plain(f"{title}\nexpected calibration error {calibration.error:.2f}%"), fontsize=11)
-    plots.save(figure, path)
+    figures.save(figure, path)

@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ... import data
-from ...augment import Batches
 from ...data import Dataset, Split
-from ...engine import Hardware, cpu
+from ...data.batches import Batches
+from ...data.decode import read_image
 from ...model import ResNet, count_macs, count_parameters
+from ...training.hardware import Hardware, cpu
 from ..task import Evaluation, Task, backbone
 from . import pictures, report
 from .options import ClassifyConfig
@@ -35,7 +36,7 @@ class Classify(Task):
         )  # fmt: skip
 
     def read(self, file: str) -> Split:
-        pixels, was = data.read_image(file, self.config.image_size or 32)
+        pixels, was = read_image(file, self.config.image_size or 32)
         if was:
             print(f"converted: {was}")
         return Split(pixels[None], torch.tensor([-1]))

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...augment import generator
+from ...data.batches import generator
 from ...errors import UserError
 from ...ops import crop_flip, make_table
 from .density import draw, head_widths

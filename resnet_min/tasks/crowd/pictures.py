@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from torch import Tensor
 
-from ... import plots
+from ...viz import figures
 from .density import draw, head_widths
 from .reader import Split
 
@@ -23,21 +23,21 @@ def maps(
     predicted: float [h, w] each, in cells of stride × stride pixels. sigma: see `density.head_widths`.
     """
     heights = [3.6 * image.shape[0] / image.shape[1] + 0.3 for image in split.images]
-    figure = plots.new_figure(11.4, sum(heights) + 0.5)
+    figure = figures.new_figure(11.4, sum(heights) + 0.5)
     grid = figure.subplots(len(split), 3, squeeze=False, height_ratios=heights)
     for row, image, points, name, density in zip(grid, split.images, split.points, split.names, predicted, strict=True):
         true = draw(points, head_widths(points, sigma), tuple(image.shape[:2]), stride=stride)
         row[0].imshow(image.numpy())
         mark(row[0], points)
-        row[0].set_title(plots.plain(f"{name}: {len(points)} heads"), fontsize=9)
+        row[0].set_title(figures.plain(f"{name}: {len(points)} heads"), fontsize=9)
         scale = Normalize(0, max(true.max().item(), 1e-9))
         for axes, what, shown in ((row[1], "true", true), (row[2], "predicted", density)):
             axes.imshow(shown.numpy(), "magma", scale)
             axes.set_title(f"{what} density: {shown.sum():.1f}", fontsize=9)
     for axes in grid.ravel():
         axes.set_axis_off()
-    figure.suptitle(plots.plain(title), fontsize=11)
-    plots.save(figure, path)
+    figure.suptitle(figures.plain(title), fontsize=11)
+    figures.save(figure, path)
 
 
 def overlay(
@@ -50,7 +50,7 @@ def overlay(
     height, width = image.shape[:2]
     rate = density.numpy() * 1000 / stride**2  # heads in 1,000 pixels, whatever the stride
     scale = Normalize(0, max(rate.max(), 1e-9), clip=True)
-    figure = plots.new_figure(9, 9 * height / width + 0.5)
+    figure = figures.new_figure(9, 9 * height / width + 0.5)
     axes = figure.subplots()
     axes.imshow(image.numpy().mean(2), "gray", Normalize(0, 255), extent=(0, width, height, 0))
     edges = (0, stride * density.shape[1], stride * density.shape[0], 0)
@@ -58,9 +58,9 @@ def overlay(
     figure.colorbar(layer, ax=axes, label="predicted heads in 1,000 pixels", shrink=0.8)
     if points is not None:
         mark(axes, points)
-    axes.set(xlim=(0, width), ylim=(height, 0), title=plots.plain(title))
+    axes.set(xlim=(0, width), ylim=(height, 0), title=figures.plain(title))
     axes.set_axis_off()
-    plots.save(figure, path)
+    figures.save(figure, path)
 
 
 def mark(axes: Axes, points: Tensor) -> None:

@@ -18,7 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...data import IMAGE_FILES, cached, list_files, mean_std, pixels, stamp_of, stratified
+from ...data.cache import cached
+from ...data.decode import pixels
+from ...data.sources import IMAGE_FILES, list_files, stamp_of
+from ...data.splits import mean_std, stratified
 from ...errors import UserError
 
 TRUTH = ("ground-truth", "ground_truth")  # what copies call the folder of annotations

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...engine import Hardware, cpu
 from ...model import count_macs, count_parameters
+from ...training.hardware import Hardware, cpu
 from ..task import Evaluation, Task, backbone
 from . import pictures, reader
 from .batches import Batches, Whole

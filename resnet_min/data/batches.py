@@ -1,0 +1,133 @@
+"""Draws the order, crops, flips and angles of an epoch, and makes batches with them.
+
+Everything random is drawn on the CPU from (seed, epoch) alone and handed to `ops.crop_flip` as tensors: every device
+sees the same batches, and any step of any epoch can be drawn again without the ones before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import UserError
+from ..ops import crop_flip, make_table
+from .splits import Split
+
+
+@dataclass(frozen=True)
+class Draws:
+    """One epoch's parameters for N images, on the CPU. Batch k of size B is [k·B : (k+1)·B] of each."""
+
+    index: Tensor  # int64 [N], which image; in training a permutation
+    offset: Tensor  # int64 [N,2], (top, left) of the crop in the padded image, each in [0, 2·padding]
+    flip: Tensor  # bool [N]
+    angle: Tensor  # float64 [N], degrees
+
+
+def draw(n: int, *, epoch: int, seed: int, padding: int, flip: float, rotation: float = 0.0) -> Draws:
+    """The draws of one training epoch over `n` images; `flip` is a probability, `rotation` the largest angle.
+
+    The order does not depend on the rest, so runs with and without augmentation see the same one.
+    """
+    rng = generator(seed, epoch)
+    index = rng.permutation(n)
+    offset = rng.integers(0, 2 * padding, (n, 2), endpoint=True)
+    flips = rng.random(n) < flip
+    angle = rng.uniform(-rotation, rotation, n)
+    return Draws(*map(torch.from_numpy, (index, offset, flips, angle)))
+
+
+def generator(seed: int, epoch: int) -> np.random.Generator:
+    """The source of everything that is drawn in an epoch."""
+    # SeedSequence mixes the two: neighbouring seeds and epochs have nothing in common. It takes no negative seed.
+    return np.random.default_rng(np.random.SeedSequence(seed % 2**64, spawn_key=(epoch,)))
+
+
+def rotate(images: Tensor, angle: Tensor, fill: Tensor) -> Tensor:
+    """Turn each image about its centre by its own angle, to the nearest pixel.
+
+    images [B,C,H,W] float32, angle [B] in degrees counter-clockwise, fill [C] for what comes from outside.
+    Equivalent to torchvision's rotate(image, angle, fill=fill), image by image: to the bit on a CPU.
+    """
+    height, width = images.shape[2:]
+    cos, sin = angle.deg2rad().cos(), angle.deg2rad().sin()
+    turn = torch.stack((cos, sin, -sin, cos), 1).view(-1, 2, 2).float()  # (x, y) -> where it comes from, as row vectors
+    turn /= torch.tensor((0.5 * width, 0.5 * height), device=turn.device)
+    y, x = (torch.arange(n, device=turn.device) - 0.5 * (n - 1) for n in (height, width))
+    grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).view(1, -1, 2).expand(len(images), -1, -1).bmm(turn)
+    inside = images.new_ones(len(images), 1, height, width)
+    out = F.grid_sample(
+        torch.cat((images, inside), 1), grid.view(-1, height, width, 2), "nearest", "zeros", align_corners=False
+    )
+    return torch.where(out[:, -1:] > 0, out[:, :-1], fill.view(-1, 1, 1)).contiguous(memory_format=torch.channels_last)
+
+
+class Batches:
+    """Batches of a split: (images [B,3,H,W] channels_last in `dtype`, labels int64 [B]) on `device`, each freshly made.
+
+    The split is moved to `device` once; on the CPU it is used where it is. The last batch holds what is left over, so
+    there are ceil(N / batch_size) of them: `len(batches)`.
+
+    mean, std: per channel, where white is 1. padding, flip, rotation: of `epoch` only, see `draw`.
+    resize: height and width of every image in a batch (bilinear, antialiased: torchvision's Resize of a float tensor),
+    after the crop and before the rotation. What either brings in from outside is black before normalisation.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        *,
+        batch_size: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        padding: int = 0,
+        flip: float = 0.0,
+        resize: int | None = None,
+        rotation: float = 0.0,
+        seed: int = 0,
+    ):
+        self.images, self.labels = split.images.to(device), split.labels.to(device)
+        self.dtype, self.resize, self.rotation = dtype, resize, rotation
+        # Resized and turned in float32, and then rounded once.
+        self.table = make_table(mean, std, torch.float32 if resize or rotation else dtype).to(device)
+        self.batch_size, self.padding, self.flip, self.seed = batch_size, padding, flip, seed
+        self.size = (resize, resize) if resize else tuple(self.images.shape[1:3])
+
+    def __len__(self) -> int:
+        return -(-len(self.images) // self.batch_size)
+
+    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Training: every image once, in the order and with the crops, flips and angles of `draw`.
+
+        Raises UserError, before the first batch, where batch_size is above the number of images.
+        """
+        n = len(self.images)
+        if self.batch_size > n:
+            raise UserError(f"--batch-size {self.batch_size} is larger than the data: {n} training images")
+        draws = draw(n, epoch=epoch, seed=self.seed, padding=self.padding, flip=self.flip, rotation=self.rotation)
+        return self._batches(draws, self.padding, turned=self.rotation > 0)
+
+    def ordered(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Evaluation: every image once, in order and as it is, or resized."""
+        n = len(self.images)
+        offset, flip, angle = torch.zeros(n, 2, dtype=torch.int64), torch.zeros(n, dtype=torch.bool), torch.zeros(n)
+        return self._batches(Draws(torch.arange(n), offset, flip, angle), 0, turned=False)
+
+    def _batches(self, draws: Draws, padding: int, turned: bool) -> Iterator[tuple[Tensor, Tensor]]:
+        device = self.images.device
+        draws = [t.to(device).split(self.batch_size) for t in (draws.index, draws.offset, draws.flip, draws.angle)]
+        for index, offset, flip, angle in zip(*draws, strict=True):
+            images = crop_flip(self.images, index, offset, flip, self.table, padding)
+            if self.resize:
+                size = (self.resize, self.resize)
+                images = F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
+            if turned:
+                images = rotate(images, angle, self.table[:, 0])
+            yield images.to(self.dtype), self.labels[index]

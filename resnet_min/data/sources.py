@@ -1,0 +1,168 @@
+"""Where images come from: named data sets, in the package or downloaded, and folders."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..config import did_you_mean
+from ..errors import UserError
+from .download import downloading, unreachable
+
+CIFAR = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}  # the folder torchvision unpacks each into
+IMAGE_FILES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a data set comes from: enough to find its cache, and how to read it where there is none."""
+
+    name: str
+    source: str
+    folder: Path | None  # the cache belongs beside it; None: too quick to be worth one
+    stamp: str  # changes whenever a file does
+    read: Callable[[], tuple[tuple[str, ...], dict[str, tuple[Any, Any]]]]  # classes; split → pictures, labels
+
+
+def find(data: str, data_dir: Path) -> Source:
+    """The source that `--data` names; CIFAR is downloaded into `data_dir` where it is not there.
+
+    Raises UserError for data that is missing or inconsistent.
+    """
+    if data == "digits":
+        return Source("digits", "digits", None, "", _read_digits)
+    return _cifar(data, data_dir) if data in CIFAR else _image_folder(data)
+
+
+def resolve_auto(data: str, data_dir: str | os.PathLike) -> str:
+    """`auto` becomes `cifar10` where it is in `data_dir` or can be downloaded, otherwise `digits`, said on stderr."""
+    if data != "auto":
+        return data
+    if (Path(data_dir) / CIFAR["cifar10"]).is_dir():
+        return "cifar10"
+    from torchvision.datasets import CIFAR10
+
+    why = unreachable(CIFAR10.url)
+    if why is None:
+        return "cifar10"
+    print(f"NO CIFAR-10, USING THE SMALL DIGITS INSTEAD: {_absent('cifar10', data_dir, why)}", file=sys.stderr)
+    return "digits"
+
+
+def _read_digits():
+    """scikit-learn's digits: 8x8, grey levels 0 to 16. Always the same 1437 and 360 images, whatever the seed."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    pictures, labels = load_digits(return_X_y=True)
+    pictures = (pictures.reshape(-1, 8, 8) * (255 / 16)).round().astype(np.uint8)
+    train, test = map(np.sort, train_test_split(np.arange(len(labels)), test_size=360, stratify=labels, random_state=0))
+    return tuple("0123456789"), {"train": (pictures[train], labels[train]), "test": (pictures[test], labels[test])}
+
+
+def _cifar(name: str, data_dir: Path) -> Source:
+    folder = data_dir / CIFAR[name]
+    if not folder.is_dir():
+        _download(name, data_dir, folder)
+
+    def read():
+        from torchvision import datasets
+
+        kind = getattr(datasets, name.upper())
+        try:  # torchvision verifies checksums
+            parts = {split: kind(data_dir, train=split == "train") for split in ("train", "test")}
+        except (RuntimeError, OSError, EOFError, KeyError, pickle.UnpicklingError) as error:
+            raise UserError(f"{folder} is incomplete or damaged: remove it, and it is downloaded again") from error
+        return tuple(parts["train"].classes), {split: (part.data, part.targets) for split, part in parts.items()}
+
+    return Source(name, name, folder, stamp_of(("", entry) for entry in list_files(folder)), read)
+
+
+def _download(name: str, data_dir: Path, folder: Path) -> None:
+    """Download into a temporary folder, and move it into place once torchvision has verified it."""
+    from torchvision import datasets
+
+    kind = getattr(datasets, name.upper())
+    why = unreachable(kind.url)
+    if why is None:
+        print(f"downloading {name} into {folder}", file=sys.stderr)
+        try:
+            data_dir.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".download-", dir=data_dir) as temporary:
+                with downloading():
+                    kind(temporary, download=True)
+                os.replace(Path(temporary) / CIFAR[name], folder)
+            return
+        except Exception as error:  # urllib, tarfile and torchvision each have their own
+            why = str(error)
+    raise UserError(f"{_absent(name, data_dir, why)}; or take --data digits, which needs no download")
+
+
+def _absent(name: str, data_dir: str | os.PathLike, why: str) -> str:
+    return (
+        f"{name} is not in {data_dir} and cannot be downloaded ({why}); "
+        f"for it, put {CIFAR[name]} into --data-dir, or give a folder of images with --data PATH"
+    )
+
+
+def _image_folder(data: str) -> Source:
+    root = Path(os.path.abspath(os.path.expanduser(data)))
+    if not root.exists():
+        known = ("auto", *CIFAR, "digits")
+        raise UserError(f"--data {data} is neither a folder nor one of {', '.join(known)}{did_you_mean(data, known)}")
+    if not root.is_dir():
+        raise UserError(f"--data {data} is a file; wanted a folder with train/CLASS/* and test/CLASS/*")
+    for name in ("train", "test"):
+        if not (root / name).is_dir():
+            raise UserError(f"{root} has no {name}/ folder; wanted train/CLASS/* and test/CLASS/*")
+    found = {name: _class_files(root / name) for name in ("train", "val", "test") if (root / name).is_dir()}
+    classes = tuple(found["train"])
+    for name, part in found.items():
+        odd = [f"{c} only in {'train' if c in classes else name}/" for c in sorted(set(part) ^ set(classes))]
+        if odd:
+            raise UserError(f"the classes of train/ and {name}/ in {root} differ: {', '.join(odd)}")
+    if len(classes) < 2:
+        raise UserError(f"{root / 'train'} needs a folder for each of two or more classes; got {list(classes)}")
+
+    def read():
+        splits = {}
+        for name, part in found.items():
+            labels = np.repeat(np.arange(len(part)), [len(files) for files in part.values()])
+            splits[name] = [file.path for files in part.values() for file in files], labels
+        return classes, splits
+
+    entries = ((f"{name}/{label}/", e) for name, part in found.items() for label, files in part.items() for e in files)
+    return Source(root.name or "images", str(root), root, stamp_of(entries), read)
+
+
+def _class_files(folder: Path) -> dict[str, list[os.DirEntry]]:
+    """The image files of each class folder, both sorted by name. Hidden and other files are passed over."""
+    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    classes = {name: [e for e in list_files(folder / name) if e.name.lower().endswith(IMAGE_FILES)] for name in names}
+    for name, files in classes.items():
+        if not files:
+            raise UserError(f"no images in {folder / name} (looked for {' '.join(IMAGE_FILES)})")
+    return classes
+
+
+def list_files(folder: Path) -> list[os.DirEntry]:
+    with os.scandir(folder) as entries:
+        return sorted((e for e in entries if not e.name.startswith(".") and not e.is_dir()), key=lambda e: e.name)
+
+
+def stamp_of(entries: Iterable[tuple[str, os.DirEntry]]) -> str:
+    """A digest of names, sizes and times of change."""
+    digest = hashlib.sha256()
+    for prefix, entry in entries:
+        status = entry.stat()
+        digest.update(os.fsencode(f"{prefix}{entry.name} {status.st_size} {status.st_mtime_ns}\n"))
+    return digest.hexdigest()

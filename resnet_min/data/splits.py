@@ -1,0 +1,143 @@
+"""Named data sets and image folders as uint8 tensors, split for training, validation and test.
+
+Every picture becomes RGB; where it is not `image_size` square, its shorter side is resized to that (bilinear,
+antialiased) and its middle kept. The order of a split is fixed: classes by name, files by name within a class; a named
+data set keeps its own order.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from .cache import cached
+from .decode import decode
+from .sources import Source, find
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images and their classes, on the CPU; mapped from the cache copy-on-write, so writing to them changes no file."""
+
+    images: Tensor  # uint8 [N,H,W,3]
+    labels: Tensor  # int64 [N], indices into Dataset.classes
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def subset(self, index: Sequence[int] | np.ndarray) -> Split:
+        """A copy of these images in memory, by NumPy, which gathers whole images several times as fast as torch."""
+        return Split(torch.from_numpy(self.images.numpy().take(index, 0)), self.labels[index])
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What `load` returns."""
+
+    name: str  # cifar10, cifar100, digits, or the folder's own name
+    source: str  # the `data` that loads it again from any working directory: the set's name or an absolute path
+    classes: tuple[str, ...]
+    train: Split
+    val: Split | None
+    test: Split
+    mean: tuple[float, float, float]  # of each channel over all pixels of `train`, where white is 1
+    std: tuple[float, float, float]  # likewise: the deviation of all pixels, not the mean of the images' own deviations
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        parts = {"train": self.train, "val": self.val, "test": self.test}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def summary(self) -> str:
+        sizes = ", ".join(f"{len(part):,} {name}" for name, part in self.splits.items())
+        return f"{sizes}; {'x'.join(map(str, self.train.images.shape[1:3]))}; {len(self.classes)} classes"
+
+    def contents(self) -> dict[str, str]:
+        counts = {name: part.labels.bincount(minlength=len(self.classes)) for name, part in self.splits.items()}
+        return {
+            name: ", ".join(f"{c} {n}" for c, n in zip(self.classes, labels.tolist(), strict=True))
+            for name, labels in counts.items()
+        }
+
+
+def load(
+    data: str | os.PathLike,
+    *,
+    data_dir: str | os.PathLike = "data",
+    cache_dir: str | os.PathLike | None = None,
+    image_size: int | None = None,
+    val_size: int = 0,
+    seed: int = 0,
+    limit: int | None = None,
+) -> Dataset:
+    """Load `cifar10`, `cifar100`, `digits`, or the image folder at the path `data`.
+
+    data_dir: where cifar-10-batches-py or cifar-100-python is, or is downloaded to.
+    cache_dir: where decoded images are kept. By default beside the data, or else in the user's cache folder.
+    image_size: height and width of every image, in pixels (default 32).
+    val_size: images held out of the training split, from each class in proportion, drawn from `seed`.
+    limit: at most this many images of each split, evenly spread over it; mean and std stay those of all.
+
+    Raises UserError for data that is missing, damaged, unreadable or inconsistent, and for a cache_dir that cannot be
+    written. Without a writable default cache it warns and goes on.
+    """
+    data, size = os.fspath(data), 32 if image_size is None else image_size
+    if size < 1:
+        raise UserError(f"--image-size must be at least 1; got {size}")
+    source = find(data, Path(data_dir))
+    content = _content(source, size, cache_dir)
+
+    parts = content["splits"]
+    splits = {name: Split(part["images"], part["labels"]) for name, part in parts.items()}
+    sums = parts["train"]["sums"]
+    if val_size:
+        whole = splits["train"]
+        if "val" in splits:
+            raise UserError(f"{source.source} has a val/ of its own: drop --val-size, or move that folder away")
+        if not 0 < val_size < len(whole):
+            raise UserError(f"--val-size must leave some of the {len(whole)} training images; got {val_size}")
+        kept, held = stratified(whole.labels.numpy(), val_size, seed)
+        splits["train"], splits["val"] = whole.subset(kept), whole.subset(held)
+        sums = sums[kept]
+    mean, std = mean_std(sums, pixels=len(sums) * size * size)
+    if limit is not None:
+        splits = {
+            name: part.subset(np.arange(limit) * len(part) // limit) if limit < len(part) else part
+            for name, part in splits.items()
+        }
+    classes = tuple(content["classes"])
+    return Dataset(source.name, source.source, classes, splits["train"], splits.get("val"), splits["test"], mean, std)
+
+
+def _content(source: Source, size: int, cache_dir: str | os.PathLike | None) -> dict[str, Any]:
+    """The decoded data set, from the cache where it is, or decoded and put there."""
+    if source.folder is None:
+        return decode(source, size)
+    return cached(f"{source.name}-{size}", source.folder, source.stamp, lambda: decode(source, size), cache_dir)
+
+
+def stratified(labels: np.ndarray, held: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices kept and held out, each rising; class sizes in proportion, by largest remainder."""
+    sizes, remainder = np.divmod(np.bincount(labels) * held, len(labels))
+    sizes[np.argsort(-remainder, kind="stable")[: held - sizes.sum()]] += 1
+    rng = np.random.default_rng(seed % 2**64)  # it takes no negative seed
+    out = np.zeros(len(labels), dtype=bool)
+    for label, size in enumerate(sizes):
+        out[rng.permutation(np.flatnonzero(labels == label))[:size]] = True
+    return np.flatnonzero(~out), np.flatnonzero(out)
+
+
+def mean_std(sums: Tensor, pixels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """From each image's sum and sum of squares, int64 [N,2,3]. Whole numbers until the last step."""
+    totals, squares = sums.sum(0).tolist()
+    variances = [(pixels * b - a * a) / (255 * pixels) ** 2 for a, b in zip(totals, squares, strict=True)]
+    # A channel that never varies is left undivided.
+    return tuple(total / (255 * pixels) for total in totals), tuple(v**0.5 or 1.0 for v in variances)

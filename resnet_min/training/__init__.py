@@ -1,0 +1,1 @@
+"""Training: one epoch, the optimizer, the hardware, checkpoints, weights to start from."""

@@ -1,0 +1,99 @@
+"""The hardware a process runs on, and how it is used."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from dataclasses import dataclass
+
+import torch
+
+from .. import ops
+from ..config import Config
+from ..errors import UserError
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Where a model runs and in what type its convolutions do: `dtype` is float32, or bfloat16 under autocast."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+
+    def __str__(self) -> str:
+        if self.device.type == "cuda":
+            where = torch.cuda.get_device_name(self.device)
+        else:
+            threads = torch.get_num_threads()
+            where = f"{self.device} ({threads} thread{'s' * (threads > 1)})"
+        return f"{where}, {'bf16 autocast' if self.dtype == torch.bfloat16 else 'float32'}"
+
+
+def set_up(config: Config) -> Hardware:
+    """Choose device, kernels, algorithms and the way memory is kept, for the whole process, as the options say.
+
+    Raises UserError for a device or kernels that are not there.
+    """
+    ops.set_backend(config.kernels)
+    where = hardware(config.device, config.amp)
+    choose_algorithms(config.deterministic)
+    if where.device.type == "cpu":
+        keep_freed_memory()
+    return where
+
+
+def hardware(device: str = "auto", amp: str = "auto") -> Hardware:
+    """Resolve `--device` and `--amp`. Raises UserError for a device that is not there."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        where = torch.device(device)
+        torch.empty(0, device=where)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {device!r} is not available here: {str(error).splitlines()[0]}") from None
+    bf16 = amp == "bf16" or (amp == "auto" and _has_bf16(where))
+    return Hardware(where, torch.bfloat16 if bf16 else torch.float32)
+
+
+def cpu() -> Hardware:
+    """The CPU, in float32."""
+    return Hardware(torch.device("cpu"), torch.float32)
+
+
+def _has_bf16(device: torch.device) -> bool:
+    """Whether bf16 convolutions are native there: elsewhere they run, but slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":  # torch's own names for it are private: without them, float32
+        probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
+    return False
+
+
+def choose_algorithms(deterministic: bool) -> None:
+    """Have cuDNN find its fastest algorithm for every shape; or torch use those that give the same bits again.
+
+    Where there is none (a max-pool's gradient on CUDA) torch warns.
+    """
+    if deterministic:  # cuBLAS reads it when CUDA starts
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+
+
+def keep_freed_memory(keep: bool = True) -> None:
+    """Have the C library keep what this process frees for its next allocation; `keep=False` has it as it is by default.
+
+    By default glibc gives large blocks back to the system, so that every training step on a CPU has its activations'
+    pages handed out and zeroed anew. Does nothing where the C library is another.
+    """
+    mallopt = getattr(ctypes.CDLL(None) if os.name == "posix" else None, "mallopt", None)
+    if mallopt is not None:
+        trim_threshold, top_pad, mmap_threshold, mmap_max = -1, -2, -3, -4  # malloc.h's names for them
+        mallopt(mmap_max, 0 if keep else 65536)
+        mallopt(trim_threshold, -1 if keep else 64 << 20)  # the default ones rise to these as large blocks are freed
+        mallopt(mmap_threshold, 32 << 20)
+        mallopt(top_pad, 64 << 20 if keep else 128 << 10)

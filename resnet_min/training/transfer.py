@@ -1,0 +1,106 @@
+"""Transfer learning: which weights a run starts from, and what is frozen when."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..config import Config
+from ..data.download import downloading, unreachable
+from ..errors import UserError
+from ..model import backbone_of
+from . import checkpoint
+
+MAY_DIFFER = ("conv1.weight", "fc.weight", "fc.bias")  # another stem, another number of classes
+
+
+def load_pretrained(net: nn.Module, source: str, arch: str) -> list[str]:
+    """Fill the ResNet that `net` is or holds with the weights of `source`; the names of those it has in another shape.
+
+    source: "imagenet", torchvision's for `arch`; or a file: a state_dict by torchvision's names, or a checkpoint or run
+    of ours. Only the first convolution and fc may be of another shape, and stay as they were drawn. A ResNet whose fc
+    was taken away, as an encoder's is, may also have fewer stages.
+    Raises UserError where the weights cannot be had, or are another architecture's.
+    """
+    weights = imagenet(arch) if source == "imagenet" else _read(source)
+    model = backbone_of(net)
+    own = model.state_dict()
+    if not list(model.fc.parameters()):
+        kept = {name for name, _ in model.named_children()} - {"fc"}
+        weights = {name: value for name, value in weights.items() if name.partition(".")[0] in kept}
+    wrong = own.keys() ^ weights.keys()
+    # Batches seen so far: files from before torch 0.4.1 lack the count, and nothing depends on it.
+    wrong -= {name for name in own.keys() - weights.keys() if name.endswith("num_batches_tracked")}
+    other = [name for name in own if name in weights and own[name].shape != weights[name].shape]
+    wrong |= set(other).difference(MAY_DIFFER)
+    if wrong:
+        example = min(wrong)
+        shapes = [list(s[example].shape) if example in s else "not there" for s in (weights, own)]
+        raise UserError(
+            f"--pretrained {source} holds another architecture: {len(wrong)} tensors differ, such as "
+            f"{example}: {shapes[0]}, wanted {shapes[1]}"
+        )
+    model.load_state_dict({name: weights[name] for name in own if name in weights and name not in other}, strict=False)
+    return other
+
+
+def imagenet(arch: str) -> dict[str, Tensor]:
+    """torchvision's ImageNet weights for `arch`, the first version: those of the reports' `pretrained=True`.
+
+    Raises UserError where there are none, or they are neither in torch's cache nor can be downloaded.
+    """
+    from torchvision.models import get_model_weights, list_models
+
+    if arch not in list_models():
+        raise UserError(f"--pretrained imagenet: torchvision has no weights for {arch}; give a file, or none")
+    weights = get_model_weights(arch).IMAGENET1K_V1
+    name = weights.url.rpartition("/")[2]
+    try:
+        if not Path(torch.hub.get_dir(), "checkpoints", name).exists() and (why := unreachable(weights.url)):
+            raise OSError(why)
+        with downloading():
+            return weights.get_state_dict(progress=True, check_hash=True)
+    except (OSError, RuntimeError) as error:  # RuntimeError: not the file that it should be
+        raise UserError(
+            f"--pretrained imagenet: cannot download torchvision's weights ({error}); give {name} as a file, "
+            "or --pretrained none to start from random ones"
+        ) from None
+
+
+def _read(source: str) -> dict[str, Tensor]:
+    path = checkpoint.find(source)
+    content = checkpoint.read(path)
+    weights = content.get("model", content) if isinstance(content, dict) else {}
+    if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise UserError(f"{path} holds no weights: wanted a state_dict by torchvision's names, or a checkpoint of ours")
+    return weights
+
+
+def freeze(net: nn.Module, config: Config, epoch: int) -> None:
+    """Freeze what `config` freezes in `epoch` (counted from 1), and nothing else, by `requires_grad`.
+
+    It concerns the ResNet that `net` is or holds. `freeze="first-last"` leaves the first convolution and what comes
+    after the last stage. `freeze_children=N` freezes the children that come before the N-th, in torchvision's order
+    and counted from 1, as `if count < N` in a loop over `model.children()` does. A frozen batch norm still normalises
+    by its batch and moves its running statistics, unless `freeze_bn`.
+
+    Raises UserError where nothing is left to train.
+    """
+    model = backbone_of(net)
+    frozen = config.freeze_epochs is None or epoch <= config.freeze_epochs
+    children = [child for name, child in model.named_children() if name != "dropout"]  # torchvision has none
+    net.requires_grad_(True)
+    if frozen and config.freeze == "first-last":
+        model.requires_grad_(False)
+        model.conv1.requires_grad_(True)
+        model.fc.requires_grad_(True)
+    elif frozen and config.freeze_children:
+        for child in children[: config.freeze_children - 1]:
+            child.requires_grad_(False)
+        if not any(p.requires_grad for p in net.parameters()):
+            raise UserError(
+                f"--freeze-children {config.freeze_children} leaves nothing to train; {len(children)} leaves fc alone"
+            )
+    model.freeze_bn = config.freeze_bn

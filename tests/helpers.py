@@ -1,0 +1,66 @@
+"""What several test files share: how legible pictures are, and a crowd made of blobs."""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from PIL import Image
+from scipy.io import savemat
+
+
+def check_legible(figure: Figure, path: Path, most_bytes: int = 400_000) -> None:
+    """Every text is inside the picture and on no other text (slanted ones are not compared); the file is small."""
+    with Image.open(path) as image:
+        size = np.array(image.size)
+    beyond = set()  # the labels of ticks beyond an axis' limits are never drawn
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        low, high = sorted(axis.get_view_interval())
+        for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks()):
+            if not low <= tick.get_loc() <= high:
+                beyond |= {tick.label1, tick.label2}
+    texts = [t for t in figure.findobj(Text) if t.get_visible() and t.get_text().strip() and t not in beyond]
+    boxes = np.array([text.get_window_extent().get_points() for text in texts])  # [N, low or high, x or y]
+    names = [text.get_text() for text in texts]
+    assert names
+    outside = [names[i] for i in np.flatnonzero((boxes[:, 0] < -1).any(1) | (boxes[:, 1] > size + 1).any(1))]
+    assert not outside
+    level = np.array([text.get_rotation() in (0, 90) for text in texts])
+    low, high = boxes[level, 0] + 1, boxes[level, 1] - 1
+    on = (low[:, None] < high[None]).all(2) & (low[None] < high[:, None]).all(2)
+    names = [name for name, is_level in zip(names, level, strict=True) if is_level]
+    assert not [(names[i], names[j]) for i, j in zip(*np.nonzero(np.triu(on, 1)), strict=True)]
+    assert path.stat().st_size < most_bytes
+
+
+def mark(path, points):
+    """An annotation as ShanghaiTech's are."""
+    info = np.empty((1, 1), dtype=[("location", "O"), ("number", "O")])
+    info[0, 0] = (np.asarray(points, dtype=float), np.array([[len(points)]]))
+    cell = np.empty((1, 1), dtype=object)
+    cell[0, 0] = info
+    path.parent.mkdir(parents=True, exist_ok=True)
+    savemat(path, {"image_info": cell})
+
+
+def blobs(rng, size=(64, 96), most=12):
+    """A picture with bright discs on noise, and their centres, which keep 12 pixels apart."""
+    places = np.stack(np.meshgrid(range(6, size[1], 16), range(6, size[0], 16)), axis=-1).reshape(-1, 2)
+    points = rng.permutation(places)[: rng.integers(0, most + 1)] + rng.random(2) * 4
+    y, x = np.mgrid[: size[0], : size[1]] + 0.5
+    picture = rng.normal(70, 12, (*size, 3))
+    for px, py in points:
+        picture[(x - px) ** 2 + (y - py) ** 2 < 16] = rng.uniform(170, 255, 3)
+    return picture.clip(0, 255).astype(np.uint8), points
+
+
+def make_part(root, truth="ground-truth", train=6, test=3, kind="jpg", **options):
+    """A part of ShanghaiTech, of blobs."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train_data", train), ("test_data", test)):
+        (root / split / "images").mkdir(parents=True)
+        for number in range(1, count + 1):
+            picture, points = blobs(rng, **options)
+            Image.fromarray(picture).save(root / split / "images" / f"IMG_{number}.{kind}")
+            mark(root / split / truth / f"GT_IMG_{number}.mat", points)
+    return root

@@ -1,0 +1,35 @@
+"""The task of classes: how a pass is judged, and what it says of a picture."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+
+from resnet_min.tasks.classify.options import ClassifyConfig
+from resnet_min.tasks.classify.task import predict
+from resnet_min.training.hardware import cpu
+
+
+def test_a_pass_weighs_images_alike_and_restores_nothing():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
+    batches = [(torch.randn(size, 3, 2, 2), torch.randint(0, 5, (size,))) for size in (4, 4, 1)]
+    loss, accuracy, logits = predict(net, batches, cpu())
+    images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    torch.testing.assert_close(logits, net(images))
+    assert loss == pytest.approx(F.cross_entropy(net(images), labels).item())
+    assert accuracy == pytest.approx(100 * (net(images).argmax(1) == labels).double().mean().item())
+    assert not net.training and logits.dtype == torch.float32 and not logits.requires_grad
+
+
+def test_a_picture_is_answered_in_words_and_drawn(tmp_path):
+    Image.new("RGB", (60, 40), (200, 30, 30)).save(tmp_path / "red.png")
+    config = ClassifyConfig(arch="resnet20", blocks=(1,), widths=(4,), strides=(1,), mean=(0.5,) * 3, std=(0.2,) * 3)
+    task = config.make_task()
+    net = task.build(("hot", "cold")).eval()
+    with torch.no_grad():
+        net.fc.weight.zero_()
+        net.fc.bias.copy_(torch.tensor([0.0, 3.0]))
+    said = task.present(net, task.read(tmp_path / "red.png"), "red.png", ("hot", "cold"), tmp_path / "answer.png")
+    assert said == "red.png: predicted cold (95.3%)"
+    assert Image.open(tmp_path / "answer.png").size[0] > 500
