@@ -1,11 +1,10 @@
-#!/usr/bin/env python
 """Run the presets, and put what they give beside what was published.
 
-    python reproduce.py all --smoke --data FOLDER            every preset alive, in minutes; no accuracy is claimed
-    python reproduce.py nctu-resnet18 nctu-resnet18-plain    these two
-    python reproduce.py 'gupta-*' --seeds 3                  by pattern, three seeds each
-    timeout -s INT 3600 python reproduce.py all              what an hour gives, the most telling first
-    python reproduce.py                                      only the table of what has run
+    python -m tools.reproduce all --smoke --data FOLDER            each preset alive, in minutes; claims no accuracy
+    python -m tools.reproduce nctu-resnet18 nctu-resnet18-plain    these two
+    python -m tools.reproduce 'gupta-*' --seeds 3                  by pattern, three seeds each
+    timeout -s INT 3600 python -m tools.reproduce all              what an hour gives, the most telling first
+    python -m tools.reproduce                                      only the table of what has run
 
 A run that is finished is skipped, one that was interrupted goes on where it was, and one that fails leaves the others
 be. A preset that starts from ImageNet's weights starts from random ones where they cannot be had, and its row says so.
@@ -51,8 +50,9 @@ PLACE = (
 
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+        prog="python -m tools.reproduce", description=__doc__, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     parser.add_argument(
         "recipes", nargs="*", metavar="RECIPE",
         help="presets by name or pattern, or all (train.py --list-recipes lists them)",
