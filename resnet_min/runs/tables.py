@@ -300,6 +300,7 @@ def heading(found: Mapping[str, Sequence[Result]], smoke: bool, old: str = "") -
     what = (
         "A few steps on a few images: these figures say that each preset runs, and nothing of how well it learns."
         if smoke
-        else "Written by `reproduce.py` from the runs in `results/`: each preset's own run beside what was published."
+        else "Written by `python -m tools.reproduce` from `results/`: "
+        "each preset's own run beside what its report published."
     )
     return "\n\n".join([TITLES[smoke], what, "\n".join(lines)])

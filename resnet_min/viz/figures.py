@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ..config import Figure as JudgedBy
 from ..errors import UserError
+from ..files import write_whole
 
 # Okabe and Ito's colours, told apart with any kind of colour vision; their yellow is too faint for lines on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -38,9 +40,7 @@ def save(figure: Figure, path: str | Path) -> None:
     kind = path.suffix[1:].lower() or "png"
     if kind not in figure.canvas.get_supported_filetypes():
         raise UserError(f"cannot draw {path}: pictures are .png, .pdf or .svg")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "wb") as file:
-        figure.savefig(file, format=kind)
+    write_whole(path, partial(figure.savefig, format=kind))
 
 
 def plain(text: str) -> str:

@@ -1,14 +1,17 @@
-"""benchmark.py and what it times with: what a row says, that contenders must agree, that a table goes on."""
+"""What a row says, that contenders must agree, that a table goes on, that each operator has one."""
 
 import json
+import sys
 import time
+import types
 
 import pytest
 import torch
 
-import benchmark
-from resnet_min import ops, timing
+from resnet_min import ops
 from resnet_min.errors import UserError
+from tools.benchmark import TABLES, inference, kernels, timing
+from tools.benchmark import __main__ as benchmark
 
 CPU = torch.device("cpu")
 
@@ -67,31 +70,30 @@ def table(monkeypatch, tmp_path):
             contenders = {"ours": lambda size=size, made=made: ran.append(size) or made(), "theirs": made}
             yield timing.Case({"size": size}, 1, contenders, agree)
 
-    monkeypatch.setitem(benchmark.TABLES, "augment", cases)
+    monkeypatch.setitem(sys.modules, "tools.benchmark.augment", types.SimpleNamespace(cases=cases))
     path = tmp_path / "table.json"
-    monkeypatch.setattr("sys.argv", ["benchmark.py", "--table", "augment", "--device", "cpu", "--json", str(path)])
-    return path, ran
+    return path, ran, lambda: benchmark.main(["augment", "--device", "cpu", "--json", str(path)])
 
 
 def test_a_table_goes_on_where_it_stopped(table, monkeypatch, capsys):
-    path, ran = table
-    benchmark.main()
+    path, ran, main = table
+    main()
     whole = json.loads(path.read_text())
     assert ran == [1, 2, 3] and len(whole["rows"]) == 6
     path.write_text(json.dumps({**whole, "rows": whole["rows"][:2]}))
-    benchmark.main()
+    main()
     assert ran == [1, 2, 3, 2, 3]
     assert [row["size"] for row in json.loads(path.read_text())["rows"]] == [1, 1, 2, 2, 3, 3]
 
     path.unlink()
     monkeypatch.setattr(benchmark, "MINUTES", 0)
-    benchmark.main()
+    main()
     assert len(ran) == 5 and "stopped after 0 minutes; the same command goes on" in capsys.readouterr().out
 
 
 def test_a_file_of_something_else_is_left_alone(table):
-    path, ran = table
-    benchmark.main()
+    path, ran, main = table
+    main()
     whole = json.loads(path.read_text())
     for text, message in [
         ("no table", "is no table of this script"),
@@ -99,7 +101,7 @@ def test_a_file_of_something_else_is_left_alone(table):
     ]:
         path.write_text(text)
         with pytest.raises(UserError, match=message):
-            benchmark.main()
+            main()
         assert path.read_text() == text
     assert len(ran) == 3
 
@@ -109,17 +111,20 @@ def test_logits_are_compared_image_by_image(batch):
     """Of a batch of any size, those that both have."""
     exact = torch.randn(16, 10)
     logits = torch.cat([exact, torch.randn(4, 10)])[:batch]
-    benchmark.check_inference({"ours": logits}, exact)
+    inference.check({"ours": logits}, exact)
     with pytest.raises(AssertionError, match="ours computes something else"):
-        benchmark.check_inference({"ours": logits + 1}, exact)
+        inference.check({"ours": logits + 1}, exact)
 
 
-@pytest.mark.parametrize("name", ["kernels", "training", "inference"])
+@pytest.mark.parametrize("name", TABLES)
 def test_contenders_agree(name, monkeypatch, capsys):
     """The smallest of each table, timed for no time: its check passes."""
     monkeypatch.setattr(timing, "WINDOWS", 1)
     monkeypatch.setattr(torch.nn.Module, "compile", lambda *_, **__: None)  # slow, and another project's to test
-    argv = ["benchmark.py", "--table", name, "--device", "cpu", "--arch", "resnet20", "--batch", "4"]
-    monkeypatch.setattr("sys.argv", argv)
-    benchmark.main()
+    benchmark.main([name, "--device", "cpu", "--arch", "resnet20", "--batch", "4"])
     assert " ours " in capsys.readouterr().out
+
+
+def test_each_operator_is_timed():
+    operators = pytest.importorskip("resnet_min.kernels").OPERATORS
+    assert {"crop_flip", *kernels.OPERATORS} == {operator.name for operator in operators}

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import reproduce
 from resnet_min import recipes
 from resnet_min.errors import UserError
 from resnet_min.runs import tables
 from resnet_min.training import loop
 from resnet_min.viz import figures
+from tools import reproduce
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 PRESETS = dict(recipes.RECIPES)
 
 
@@ -245,9 +245,13 @@ def test_rows_whose_records_are_gone_stay():
         assert "rest on: ours-resnet20, ours-resnet20-plain, ours-resnet56.\n" in text
         assert "![ours-resnet20, ours-resnet20-plain, ours-resnet56](results/overlay-depth.png)" in text
         assert picture.read_text() == "of three"
-    make_run("results", "ours-resnet20-plain", 4)
+    for name, done, seed in (("ours-resnet20", 4, 1), ("ours-resnet20-plain", 4, 0), ("ours-resnet56", 3, 0)):
+        make_run("results", name, done, seed)
     reproduce.main([])
-    assert "rest on: ours-resnet20, ours-resnet56.\n" in Path("RESULTS.md").read_text()
+    assert "rest on: ours-resnet56.\n" in Path("RESULTS.md").read_text() and picture.read_text() == "of three"
+    make_run("results", "ours-resnet56", 4)
+    reproduce.main([])
+    assert "rest on" not in Path("RESULTS.md").read_text() and picture.read_text() == ""
 
 
 def test_damaged_runs_are_skipped_and_named(capsys):

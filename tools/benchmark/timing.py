@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import statistics
 import tempfile
 import time
@@ -12,6 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torchvision
+
+from resnet_min import ops
+from resnet_min.errors import UserError
+from resnet_min.runs.environment import processor
 
 WINDOWS = 7  # timed windows of each contender; figures are medians over them
 SECONDS = 0.2  # at least, each window
@@ -34,6 +40,32 @@ class Case:
     units: int
     contenders: dict[str, Callable[[], Call]]
     check: Callable[[dict[str, Any]], None]
+
+
+def device_of(name: str | None) -> torch.device:
+    """A device by name; None is a GPU where there is one. Raises UserError where there is none of that name."""
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name}: {str(error).splitlines()[0]}") from None
+
+
+def about(device: torch.device) -> dict[str, Any]:
+    """What a figure needs beside it to mean something."""
+    built = ops.build_info()
+    return {
+        "hardware": processor(device),
+        "threads": torch.get_num_threads(),
+        "windows": WINDOWS,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            **{key: value for key, value in built.items() if key in ("compiler", "cuda_version", "archs")},
+        },
+        "kernels": ops.backend_line(device),
+    }
 
 
 def run(case: Case, device: torch.device) -> Iterator[Row]:

@@ -1,11 +1,10 @@
-#!/usr/bin/env python
 """Run the presets, and put what they give beside what was published.
 
-    python reproduce.py all --smoke --data FOLDER            every preset alive, in minutes; no accuracy is claimed
-    python reproduce.py nctu-resnet18 nctu-resnet18-plain    these two
-    python reproduce.py 'gupta-*' --seeds 3                  by pattern, three seeds each
-    timeout -s INT 3600 python reproduce.py all              what an hour gives, the most telling first
-    python reproduce.py                                      only the table of what has run
+    python -m tools.reproduce all --smoke --data FOLDER            each preset alive, in minutes; claims no accuracy
+    python -m tools.reproduce nctu-resnet18 nctu-resnet18-plain    these two
+    python -m tools.reproduce 'gupta-*' --seeds 3                  by pattern, three seeds each
+    timeout -s INT 3600 python -m tools.reproduce all              what an hour gives, the most telling first
+    python -m tools.reproduce                                      only the table of what has run
 
 A run that is finished is skipped, one that was interrupted goes on where it was, and one that fails leaves the others
 be. A preset that starts from ImageNet's weights starts from random ones where they cannot be had, and its row says so.
@@ -31,6 +30,7 @@ import train
 from resnet_min import recipes, tasks
 from resnet_min.config import flag, shown
 from resnet_min.errors import UserError, run_script
+from resnet_min.files import write_whole
 from resnet_min.runs import tables
 from resnet_min.tasks.options import TaskConfig
 
@@ -54,8 +54,9 @@ PLACE = (
 
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+        prog="python -m tools.reproduce", description=__doc__, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     parser.add_argument(
         "recipes", nargs="*", metavar="RECIPE",
         help="presets by name or pattern, or all (train.py --list-recipes lists them)",
@@ -182,9 +183,9 @@ def record(result: tables.Result, runs: Path, records: Path) -> None:
             return
         remarked = [start for start in there.starts if "remark" in start]
         starts = [next((old for old in remarked if old.items() >= new.items()), new) for new in starts]
-    tables.write_whole(to / "config.json", (folder / "config.json").read_text())
-    tables.write_whole(to / "environment.jsonl", "".join(json.dumps(start) + "\n" for start in starts))
-    tables.write_whole(to / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in result.rows))
+    write_whole(to / "config.json", (folder / "config.json").read_text())
+    write_whole(to / "environment.jsonl", "".join(json.dumps(start) + "\n" for start in starts))
+    write_whole(to / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in result.rows))
 
 
 def update(runs: Path, out: Path, smoke: bool, failed: Mapping[str, str]) -> tuple[str, list[str]]:
@@ -219,7 +220,7 @@ def update(runs: Path, out: Path, smoke: bool, failed: Mapping[str, str]) -> tup
         if missing := [name for name in recipes.RECIPES if name not in found and name not in kept]:
             text.append(f"Without a run: {', '.join(missing)}.")
         text += draw({name: every[0] for name, every in found.items() if name not in kept}, records, old)
-    tables.write_whole(path, "\n\n".join(filter(None, text)) + "\n")
+    write_whole(path, "\n\n".join(filter(None, text)) + "\n")
     return f"{table}\n\nwritten: {path}", notes
 
 
@@ -239,9 +240,7 @@ def draw(found: Mapping[str, tables.Result], folder: Path, old: str) -> list[str
         if not overlaid.keys() >= set(shown):
             lines += [line[0]] if line else []
         elif len(overlaid) > 1:
-            temporary = path.with_name(f".{path.name}.tmp.png")
-            figures.curves(overlaid, temporary, tasks.figure_of(row for rows in overlaid.values() for row in rows))
-            temporary.replace(path)
+            figures.curves(overlaid, path, tasks.figure_of(row for rows in overlaid.values() for row in rows))
             lines.append(f"![{', '.join(overlaid)}](results/{name})")
     return lines
 

@@ -1,0 +1,69 @@
+"""Images to logits."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from resnet_min import fuse
+from resnet_min.model import resnet
+
+from .common import check_close, dtypes, name_of
+from .timing import Call, Case
+
+
+def cases(args: argparse.Namespace) -> Iterator[Case]:
+    """`fuse(model)` against the model itself, in each memory format and compiled with its weights frozen."""
+    torch.manual_seed(0)
+    batches = args.batch or ([256] if args.device.type == "cpu" else [128, 512, 1024])
+    images = torch.randn(max(batches), 3, 32, 32, device=args.device)
+    net = settled(resnet(args.arch).to(args.device), images[:64])
+    with torch.no_grad():
+        exact = copy.deepcopy(net).double()(images[:16].double())
+    for batch in batches:
+        for dtype in dtypes(args.device):
+            about = {"arch": args.arch, "batch": batch, "dtype": name_of(dtype)}
+            contenders = contenders_of(net, images[:batch].to(dtype))
+            yield Case(about, batch, contenders, partial(check, exact=exact))
+
+
+def settled(net: nn.Module, images: Tensor) -> nn.Module:
+    """`net` in eval mode with these images' statistics: with a new net's there is nothing to fold, and maps explode."""
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None
+    with torch.no_grad():
+        net.train()(images)
+    return net.eval()
+
+
+def contenders_of(net: nn.Module, images: Tensor) -> dict[str, Callable[[], Call]]:
+    """Each returns the images' logits."""
+    moved = images.contiguous(memory_format=torch.channels_last)
+
+    def plain(inputs: Tensor, memory_format: torch.memory_format, **options: object) -> Call:
+        module = copy.deepcopy(net).to(images.dtype).to(memory_format=memory_format)
+        if options:
+            module.compile(options=options)
+        return partial(torch.no_grad()(module), inputs)
+
+    # Freezing takes the weights for constants: it folds batch norm and lays them out ahead, as `fuse` does.
+    options = {"freezing": True} | ({"max_autotune": True} if images.is_cuda else {})
+    return {
+        "ours": lambda: partial(torch.no_grad()(fuse(net, images.dtype)), moved),
+        "eager, NCHW": partial(plain, images, torch.contiguous_format),
+        "eager, channels_last": partial(plain, moved, torch.channels_last),
+        "compile, freezing": partial(plain, moved, torch.channels_last, **options),
+    }
+
+
+def check(results: dict[str, Tensor], exact: Tensor) -> None:
+    """All must give the logits that the net gives in float64, as well as their dtype lets them."""
+    for name, logits in results.items():
+        count = min(len(logits), len(exact))
+        check_close(name, logits[:count], exact[:count])

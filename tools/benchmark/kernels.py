@@ -1,0 +1,184 @@
+"""Each layer of a network by itself."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from resnet_min import fuse, fusion, ops, reference
+from resnet_min.model import resnet
+
+from .common import check_close, dtypes, name_of
+from .timing import Call, Case
+
+Layer = dict[str, Any]
+Contenders = dict[str, Callable[[], Call]]
+
+
+def cases(args: argparse.Namespace) -> Iterator[Case]:
+    """Every operator of `OPERATORS` on every layer of a network, once for each shape it has.
+
+    `ops.conv_bn_relu` as in inference, batch norm folded where the contender can; the others as in training, forward
+    and backward. On random values: no layer's time depends on them.
+    """
+    for batch in args.batch or ([64] if args.device.type == "cpu" else [128, 1024]):
+        for dtype in dtypes(args.device):
+            for name, contenders_of in OPERATORS.items():
+                for layer, contenders in contenders_of(layers(args.arch), batch, dtype, args.device):
+                    about = {"batch": batch, "dtype": name_of(dtype), "kernel": name, "layer": layer}
+                    yield Case(about, batch, contenders, check)
+
+
+def layers(arch: str) -> list[Layer]:
+    """The distinct convolutions of a network on 32x32 images, in the order of use, each with what follows it."""
+    found: dict[str, Layer] = {}
+
+    def note(module: fusion.FusedConv, inputs: tuple[Any, ...], out: Tensor) -> None:
+        (_, channels, side, _), (filters, _, kernel, _) = inputs[0].shape, module.weight.shape
+        residual = len(inputs) > 1 and inputs[1] is not None
+        after = "+add" * residual + "+relu" * module.relu
+        name = f"{channels}-{filters} {kernel}x{kernel}/{module.stride} on {side}x{side} {after}".strip()
+        found[name] = {
+            "name": name, "norm": f"{filters} on {out.shape[2]}x{out.shape[3]} {after}".strip(), "residual": residual,
+            "input": tuple(inputs[0].shape[1:]), "output": tuple(out.shape[1:]), "conv": module,
+        }  # fmt: skip
+
+    net = fuse(resnet(arch).eval())
+    for module in net.modules():
+        if isinstance(module, fusion.FusedConv):
+            module.register_forward_hook(note)
+    with torch.no_grad():
+        net(torch.zeros(1, 3, 32, 32))
+    return list(found.values())
+
+
+def conv_bn_relu(
+    layers: list[Layer], batch: int, dtype: torch.dtype, device: torch.device
+) -> Iterator[tuple[str, Contenders]]:
+    """Every convolution with what follows it."""
+    for layer in layers:
+        x = torch.randn(batch, *layer["input"], device=device, dtype=dtype)
+        yield layer["name"], conv_contenders(x.contiguous(memory_format=torch.channels_last), layer)
+
+
+def conv_contenders(x: Tensor, layer: Layer) -> Contenders:
+    """relu(bn(conv(x)) + residual) in eval mode; batch norm is folded for all but "eager"."""
+    folded, out = layer["conv"], layer["output"]
+    stride, padding, relu = folded.stride, folded.padding, folded.relu
+    weight = torch.randn_like(folded.weight, device=x.device) * folded.weight[0].numel() ** -0.5
+    weight, bias = weight.to(x.dtype), torch.randn(out[0], device=x.device).to(x.dtype)
+    residual = torch.randn(len(x), *out, device=x.device).to(x).contiguous(memory_format=torch.channels_last)
+    residual = residual if layer["residual"] else None
+    rest = stride, padding, relu
+
+    def ours() -> Call:
+        module = fusion.FusedConv(weight, bias, *rest)
+        return lambda: module(x, residual)
+
+    def eager(memory_format: torch.memory_format) -> Call:
+        conv = nn.Conv2d(x.shape[1], out[0], folded.weight.shape[2], stride, padding, bias=False)
+        module = nn.Sequential(conv, nn.BatchNorm2d(out[0])).to(x).to(memory_format=memory_format).eval()
+        conv.weight.copy_(weight)
+        module[1].bias.copy_(bias)
+        module[1].running_var.fill_(1 - module[1].eps)
+        moved, other = (t if t is None else t.contiguous(memory_format=memory_format) for t in (x, residual))
+
+        def call() -> Tensor:
+            y = module(moved)
+            y = y if other is None else y + other
+            return y.relu_() if relu else y
+
+        return call
+
+    contenders = {
+        "ours": ours,
+        "eager, NCHW": partial(eager, torch.contiguous_format),
+        "eager, channels_last": partial(eager, torch.channels_last),
+        "folded, library": lambda: lambda: reference.conv_bn_relu(x, weight, bias, residual, *rest),
+    }
+    if fusion.cudnn_fuses(x, relu):
+        contenders["cuDNN, fused"] = lambda: lambda: fusion.cudnn_conv_bn_relu(x, weight, bias, residual, *rest)
+        contenders["our kernel"] = lambda: lambda: ops.conv_bn_relu(x, weight, bias, residual, *rest)
+    return {name: partial(without_grad, make) for name, make in contenders.items()}
+
+
+def without_grad(make: Callable[[], Call]) -> Call:
+    with torch.no_grad():
+        return torch.no_grad()(make())
+
+
+def conv3x3(
+    layers: list[Layer], batch: int, dtype: torch.dtype, device: torch.device
+) -> Iterator[tuple[str, Contenders]]:
+    """The 3x3 convolutions, whatever follows them, where there is a kernel for these tensors."""
+    for name, layer in {layer["name"].split(" +")[0]: layer for layer in layers}.items():
+        x, weight = torch.empty(batch, *layer["input"], device=device, dtype=dtype), layer["conv"].weight
+        if " 3x3/1 " in name and ops.supported("conv3x3", x, weight.to(dtype)):
+            yield name, trained_conv_contenders(batch, layer)
+
+
+def trained_conv_contenders(batch: int, layer: Layer) -> Contenders:
+    """A 3×3 convolution, forward and backward, on the CPU; returns the gradients."""
+    x, grad = (torch.randn(batch, *layer[end]) for end in ("input", "output"))
+    weight = torch.randn_like(layer["conv"].weight) * layer["conv"].weight[0].numel() ** -0.5
+
+    def both_ways(forward: Callable[..., Tensor], memory_format: torch.memory_format) -> Call:
+        a, w, g = (t.contiguous(memory_format=memory_format) for t in (x, weight, grad))
+        wanted = a.requires_grad_(), w.requires_grad_()
+        return lambda: torch.autograd.grad(forward(*wanted), wanted, g)
+
+    eager = partial(nn.functional.conv2d, padding=1)
+    return {
+        "ours": partial(both_ways, ops.conv3x3, torch.channels_last),
+        "eager, NCHW": partial(both_ways, eager, torch.contiguous_format),
+        "eager, channels_last": partial(both_ways, eager, torch.channels_last),
+    }
+
+
+def bn_add_relu(
+    layers: list[Layer], batch: int, dtype: torch.dtype, device: torch.device
+) -> Iterator[tuple[str, Contenders]]:
+    """The batch norms with what follows them."""
+    for name, layer in {layer["norm"]: layer for layer in layers}.items():
+        yield name, norm_contenders(batch, dtype, layer, device)
+
+
+def norm_contenders(batch: int, dtype: torch.dtype, layer: Layer, device: torch.device) -> Contenders:
+    """relu(batch_norm(x) + residual) with the batch's statistics, forward and backward; returns the gradients."""
+    channels_last = torch.channels_last
+    shape, relu = (batch, *layer["output"]), layer["conv"].relu
+    x, other, grad = (
+        torch.randn(shape, device=device).to(dtype).contiguous(memory_format=channels_last) for _ in range(3)
+    )
+    gamma, beta = (torch.rand(shape[1], device=device).requires_grad_() for _ in range(2))
+    x.requires_grad_()
+    residual = other.requires_grad_() if layer["residual"] else None
+    wanted = [x, gamma, beta] + [other] * layer["residual"]
+
+    def eager(x: Tensor, gamma: Tensor, beta: Tensor, residual: Tensor | None) -> Tensor:
+        out = nn.functional.batch_norm(x, None, None, gamma, beta, training=True)
+        out = out if residual is None else out + residual
+        return out.relu() if relu else out
+
+    def ours(x: Tensor, gamma: Tensor, beta: Tensor, residual: Tensor | None) -> Tensor:
+        return ops.bn_add_relu(x, gamma, beta, residual, 1e-5, relu)[0]
+
+    def both_ways(forward: Callable[..., Tensor]) -> Call:
+        return lambda: torch.autograd.grad(forward(x, gamma, beta, residual), wanted, grad)
+
+    return {"ours": partial(both_ways, ours), "eager, channels_last": partial(both_ways, eager)}
+
+
+def check(results: dict[str, Tensor | tuple[Tensor, ...]]) -> None:
+    """All contenders must agree, as well as their dtype lets them."""
+    for name, result in results.items():
+        for got, ours in zip(*(t if isinstance(t, tuple) else (t,) for t in (result, results["ours"])), strict=True):
+            check_close(name, got, ours)
+
+
+OPERATORS = {"conv_bn_relu": conv_bn_relu, "conv3x3": conv3x3, "bn_add_relu": bn_add_relu}
