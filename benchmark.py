@@ -32,13 +32,14 @@ from torch import Tensor, nn
 from torchvision import transforms as v1
 from torchvision.transforms import v2
 
-from resnet_min import data, engine, fuse, fusion, ops, reference, timing
+from resnet_min import data, engine, fuse, ops, reference, timing
 from resnet_min.augment import Batches
 from resnet_min.augment import draw as draw_epoch
 from resnet_min.config import ARCHS, Config
 from resnet_min.cuda_graph import Recorder
 from resnet_min.environment import processor
 from resnet_min.errors import UserError, run_script
+from resnet_min.inference import fuse as fusion
 from resnet_min.model import resnet
 from resnet_min.timing import Call, Case, Row
 
