@@ -248,7 +248,11 @@ def test_a_prepacked_weight_is_for_one_convolution():
         ops.conv_bn_relu(x, prepacked, torch.zeros(64), None, 2, 1, True)
     with pytest.raises(ValueError, match="weight must be float32"):
         ops.conv_bn_relu(x[:, :32], prepacked, torch.zeros(64), None, 1, 1, True)
-    for other in (prepacked.double(), prepacked[..., :32], prepacked.transpose(1, 2)):
+    with pytest.raises(ValueError, match=r"weight must be float32 \[O, 64, h, w\]; got float64"):
+        ops.conv_bn_relu(x, prepacked.double(), torch.zeros(64), None, 1, 1, True)
+    with pytest.raises(ValueError, match=r"bias must be float32 \[64\]; got float32 \[63\]"):
+        ops.conv_bn_relu(x, prepacked, torch.zeros(63), None, 1, 1, True)
+    for other in (prepacked[..., :32], prepacked.transpose(1, 2)):
         with pytest.raises(ValueError, match="weight must be .O, C, h, w., or what ops.prepacked made"):
             ops.conv_bn_relu(x, other, torch.zeros(64), None, 1, 1, True)
 
