@@ -44,8 +44,8 @@ def check(x: Tensor, weight: Tensor) -> None:
     check_device(op, x, weight=weight)
 
 
-# Both numbers of channels must be multiples of it.
-_CHANNELS = getattr(backend._C, "winograd_channels", 1)
+# The kernel's inputs and outputs are multiples of it: csrc/conv3x3/op.h has the number, and when its form runs.
+CHANNELS = getattr(backend._C, "winograd_channels", 1)
 
 
 @backend.takes("conv3x3")
@@ -59,7 +59,7 @@ def takes(x: Tensor, weight: Tensor) -> bool:
         and x.dtype == weight.dtype == torch.float32
         and x.dim() == weight.dim() == 4
         and min(x.shape[2:]) > 1
-        and all(channels > 0 and channels % _CHANNELS == 0 for channels in weight.shape[:2])
+        and all(channels > 0 and channels % CHANNELS == 0 for channels in weight.shape[:2])
     )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from . import backend
 from .checks import FLOAT_NAMES, FLOATS, check_device, dtype_name
 from .checks import check as check_argument
+from .conv3x3 import CHANNELS
 
 
 def conv_bn_relu(
@@ -78,7 +79,7 @@ def _check_any(
 ) -> None:
     """`check`, also of a weight in Winograd's form, which has the shape that it was made from."""
     if weight.dim() == 5:
-        weight = weight.new_empty(1).expand(weight.shape[0] * weight.shape[4], weight.shape[3], 3, 3)
+        weight = weight.new_empty(1).expand(weight.shape[0] * CHANNELS, weight.shape[3], 3, 3)
     check(x, weight, bias, residual, stride, padding, relu)
 
 
