@@ -184,14 +184,14 @@ def stands_for(bn: nn.Module, relu: nn.Module | None, x: Tensor, residual: Tenso
         and _takes_dtypes(x, bn.weight, bn.bias, residual)
         and not x.is_contiguous(memory_format=torch.channels_last)
     ):
-        _say_channels_last()
+        _warn_of_layout()
     return False
 
 
 @functools.cache
-def _say_channels_last() -> None:
+def _warn_of_layout() -> None:
     warnings.warn(
-        "the compiled kernels train on channels_last tensors only, and PyTorch takes their place here: use "
+        "the compiled kernels train on channels_last tensors only, so PyTorch's own layers run instead; use "
         "net.to(memory_format=torch.channels_last) and images.contiguous(memory_format=torch.channels_last)",
         stacklevel=2,
     )

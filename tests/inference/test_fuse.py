@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -431,6 +432,26 @@ def test_dtypes(net):
         fuse(net, torch.int8)
     with pytest.raises(ValueError, match="conv_bn_relu: weight must be float32 .*; got bfloat16"):
         fuse(net, torch.bfloat16)(images())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_an_emulated_dtype_is_warned_of_once(net, dtype, monkeypatch):
+    """On a processor without bfloat16 instructions, and at the first call: the net may be for another device."""
+    fusing.warn_where_emulated.cache_clear()
+    monkeypatch.setattr(kernels, "has_bf16", lambda device: False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fuse(net)(images())
+        fused = fuse(net, dtype)
+    name = str(dtype).removeprefix("torch.")
+    with pytest.warns(UserWarning, match=f"this processor emulates {name}: .* several times slower"):
+        fused(images().to(dtype))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fused(images().to(dtype))
+        fusing.warn_where_emulated.cache_clear()
+        monkeypatch.setattr(kernels, "has_bf16", lambda device: True)
+        fuse(net, dtype)(images().to(dtype))
 
 
 def test_it_is_public():

@@ -3,6 +3,7 @@
 import copy
 import functools
 import itertools
+import warnings
 from pathlib import Path
 
 import pytest
@@ -664,6 +665,34 @@ def test_what_the_operator_cannot_do_the_modules_do(change, left_out, calls):
     torch.testing.assert_close(out, twin(x), rtol=1e-3, atol=1e-3)
     ops.set_backend("auto")
     torch.testing.assert_close(dict(net.named_buffers()), dict(twin.named_buffers()), rtol=1e-3, atol=1e-3)
+
+
+@needs_extension
+def test_another_layout_is_warned_of_once():
+    """By whatever block meets it first, where only the layout keeps the kernels from running."""
+    kernels.bn_add_relu._warn_of_layout.cache_clear()
+    net, nchw = network(blocks=(1, 1, 1)), images().contiguous()
+
+    def warned():
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            net(nchw)
+        return [str(warning.message) for warning in caught]
+
+    net.to(memory_format=torch.contiguous_format)
+    ops.set_backend("reference")
+    assert not warned()
+    ops.set_backend("auto")
+    net.eval()
+    assert not warned()
+    net.half().train()
+    nchw = nchw.half()
+    assert not warned()  # of another dtype, which no CPU kernel takes
+    net.float()
+    nchw = nchw.float()
+    (message,) = warned()
+    assert "channels_last" in message and "net.to(memory_format=torch.channels_last)" in message
+    assert not warned()
 
 
 @needs_extension
