@@ -58,7 +58,7 @@ def test_odd_maps(batch, size):
     args = draw(batch, 64, 128, size)
     exact = results(eager, *(t.double() for t in args))
     for got, true in zip(results(ops.conv3x3, *args), exact, strict=True):
-        torch.testing.assert_close(got.double(), true, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(got.double(), true, rtol=1e-4, atol=1e-3)
 
 
 def check_anywhere(batch, channels, height, width):
