@@ -234,7 +234,7 @@ def test_weights_are_prepacked_once(net, monkeypatch):
 
 @pytest.fixture
 def trials(monkeypatch):
-    """As on a GPU: cuDNN's part is the twin's, and what each takes is made up. The trials that there were."""
+    """As on a GPU: cuDNN's part is the reference's, and what each takes is made up. The trials that there were."""
     tried = []
 
     def milliseconds(call, args):

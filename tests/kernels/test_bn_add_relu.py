@@ -193,9 +193,9 @@ def any_shape(largest):
 
 def check_anywhere(shape, dtype, residual, relu, seed):
     args = draw(shape, dtype, residual=residual, seed=seed)
-    ours, twins = (results(f, *args, relu) for f in (ops.bn_add_relu, reference.bn_add_relu))
+    ours, theirs = (results(f, *args, relu) for f in (ops.bn_add_relu, reference.bn_add_relu))
     exact = results(eager, *doubled(*args), relu)
-    for o, t, e in zip(ours, twins, exact, strict=True):
+    for o, t, e in zip(ours, theirs, exact, strict=True):
         assert (o.cpu() - e).abs().max() <= max(2 * (t.cpu() - e).abs().max(), TOLERANCE[dtype]["atol"])
 
 
@@ -343,13 +343,13 @@ def test_eager_float16(device):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @needs_extension
-def test_backward_equals_its_twin(dtype, device):
+def test_backward_equals_its_reference(dtype, device):
     x, gamma, beta, residual, grad = draw((4, 20, 6, 6), dtype, device)
     for with_residual, relu in FLAGS:
         out, mean, invstd = ops.bn_add_relu(x, gamma, beta, residual if with_residual else None, EPS, relu)
         args = grad, x, gamma, beta, mean, invstd, out if with_residual and relu else None, relu
-        ours, twins = torch.ops.resnet_min.bn_add_relu_backward(*args), reference.bn_add_relu_backward(*args)
-        for o, t in zip(ours, twins, strict=True):
+        ours, theirs = torch.ops.resnet_min.bn_add_relu_backward(*args), reference.bn_add_relu_backward(*args)
+        for o, t in zip(ours, theirs, strict=True):
             torch.testing.assert_close(o, t, **TOLERANCE[dtype])
 
 

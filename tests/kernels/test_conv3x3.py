@@ -1,4 +1,4 @@
-"""The 3×3 convolution in Winograd's form: against float64 and its twin, alone, in conv_bn_relu and in training."""
+"""The 3×3 convolution in Winograd's form: against float64 and its reference, alone, in conv_bn_relu and in training."""
 
 import pytest
 import torch
@@ -54,7 +54,7 @@ def test_every_layer_shape(batch, inputs, outputs, side):
 @pytest.mark.parametrize("size", [(2, 2), (2, 5), (3, 3), (5, 7), (9, 2), (1, 6), (1, 1), (31, 33)])
 @pytest.mark.parametrize("batch", [1, 7])
 def test_odd_maps(batch, size):
-    """Tiles that reach beyond the map; one pixel and one row, where the twin is used or the tile is mostly outside."""
+    """Tiles that reach beyond the map; one pixel and one row, where the reference is used or the tile is mostly outside."""
     args = draw(batch, 64, 128, size)
     exact = results(eager, *(t.double() for t in args))
     for got, true in zip(results(ops.conv3x3, *args), exact, strict=True):
@@ -162,7 +162,7 @@ def test_no_second_derivative():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_the_twin_takes_other_dtypes(dtype, device):
+def test_the_reference_takes_other_dtypes(dtype, device):
     x, weight, _ = (t.to(device, dtype) for t in draw(2, 16, 24))
     torch.testing.assert_close(ops.conv3x3(x, weight), eager(x, weight))
 
