@@ -54,7 +54,7 @@ def test_every_layer_shape(batch, inputs, outputs, side):
 @pytest.mark.parametrize("size", [(2, 2), (2, 5), (3, 3), (5, 7), (9, 2), (1, 6), (1, 1), (31, 33)])
 @pytest.mark.parametrize("batch", [1, 7])
 def test_odd_maps(batch, size):
-    """Tiles that reach beyond the map; one pixel and one row, where the reference is used or the tile is mostly outside."""
+    """Tiles that reach beyond the map; one pixel and one row, which the reference takes or which fill few of a tile."""
     args = draw(batch, 64, 128, size)
     exact = results(eager, *(t.double() for t in args))
     for got, true in zip(results(ops.conv3x3, *args), exact, strict=True):
