@@ -27,8 +27,8 @@ from setuptools.command.build_ext import build_ext
 NAME = "resnet_min._C"
 MINIMUM_TORCH = "2.11"
 CUDA_WHEELS = "cuda-toolkit[nvcc,cccl]"
-CPU_SOURCES = sorted(glob("csrc/*.cpp") + glob("csrc/cpu/*.cpp"))
-CUDA_SOURCES = sorted(glob("csrc/cuda/*.cu"))
+CPU_SOURCES = sorted(glob("csrc/*.cpp") + glob("csrc/*/*.cpp"))
+CUDA_SOURCES = sorted(glob("csrc/*/*.cu"))
 HEADERS = sorted(glob("csrc/**/*.h", recursive=True))
 
 # ---- what is there ----

@@ -26,7 +26,8 @@ c10::TypedOperatorHandle<Signature> operator_named(const char* name) {
 
 void check_once(const char* op) {
   TORCH_CHECK(!at::GradMode::is_enabled(), op,
-              " differentiates once; resnet_min.ops.set_backend(\"reference\") again (create_graph=True)");
+              ": its compiled kernel has no second derivative, which create_graph=True asks for; call "
+              "resnet_min.ops.set_backend(\"reference\") first to have PyTorch compute it");
 }
 
 // What it keeps: x, four figures a channel and, where ReLU's mask cannot be made from x again, the output.

@@ -1,9 +1,11 @@
-// The operators' schemas, and the Python module that says how they were built. The files in cpu/ and cuda/ add kernels.
+// The operators' schemas, and the Python module that says how they were built. The folders add kernels.
 #include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
 #include <torch/version.h>
 
 #include <string>
+
+#include "conv3x3/op.h"
 
 #define RESNET_MIN_TEXT_OF(x) #x
 #define RESNET_MIN_TEXT(x) RESNET_MIN_TEXT_OF(x)
@@ -23,7 +25,8 @@ TORCH_LIBRARY(resnet_min, m) {
       "bn_add_relu_backward(Tensor grad, Tensor x, Tensor gamma, Tensor beta, Tensor mean, Tensor invstd, Tensor? out, "
       "bool relu) -> (Tensor grad_x, Tensor grad_gamma, Tensor grad_beta, Tensor grad_residual)",
       {at::Tag::pt2_compliant_tag});
-  m.def("_winograd_weight(Tensor weight) -> Tensor");  // what conv_bn_relu's CPU kernel makes of some weights
+  // A weight prepacked for conv_bn_relu's CPU kernel and x of these sizes, where that is in Winograd's form.
+  m.def("_winograd_weight(Tensor weight, int[] x, int stride, int padding) -> Tensor?");
   m.def("conv3x3(Tensor x, Tensor weight) -> Tensor", {at::Tag::pt2_compliant_tag});
   m.def(
       "conv3x3_backward(Tensor grad, Tensor x, Tensor weight, bool for_x, bool for_weight) -> (Tensor grad_x, Tensor "
@@ -62,4 +65,5 @@ pybind11::dict build_info() {
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("build_info", &build_info, "torch, CUDA (or None), architectures (or None) and compiler it was built with.");
+  m.attr("winograd_channels") = resnet_min::kSlab;
 }

@@ -7,7 +7,7 @@ __version__ = "0.1.0"
 # Imported when first used, so that `train.py --help` does not wait for torch. Name -> the module that has it.
 _PUBLIC = {
     "build_info": "ops",
-    "fuse": "fusion",
+    "fuse": "inference.fuse",
     "resnet": "model",
     **{f"resnet{depth}": "model" for depth in (18, 20, 32, 34, 44, 50, 56, 101, 110, 152)},
 }

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import ops
+from . import kernels, ops
 from .config import ARCHS, did_you_mean
 from .errors import UserError
 
@@ -25,68 +25,18 @@ def conv1x1(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
 
 
 def convolve(conv: nn.Module, x: Tensor) -> Tensor:
-    """`conv(x)`; in training `ops.conv3x3`, where there is a kernel and nobody looks in between."""
-    if (
-        conv.training
-        and type(x) is Tensor
-        and type(conv) is nn.Conv2d
-        and conv.kernel_size == (3, 3)
-        and conv.stride == conv.padding == conv.dilation == (1, 1)
-        and conv.groups == 1
-        and conv.bias is None
-        and conv.padding_mode == "zeros"
-        and not has_hooks(conv)
-        and not torch.is_autocast_enabled(x.device.type)
-        and x.is_contiguous(memory_format=torch.channels_last)
-        and ops.supported("conv3x3", x, conv.weight)
-    ):
-        return ops.conv3x3(x, conv.weight)
-    return conv(x)
+    """`conv(x)`; in training by `ops.conv3x3`, where that does the same."""
+    return ops.conv3x3(x, conv.weight) if kernels.conv3x3.stands_for(conv, x) else conv(x)
 
 
 def bn_add_relu(x: Tensor, bn: nn.Module, relu: nn.Module | None = None, residual: Tensor | None = None) -> Tensor:
-    """`relu(bn(x) + residual)`; in training one operator, where there is a kernel and nobody looks in between."""
-    if _is_one_operator(x, bn, relu, residual):
-        out, mean, invstd = ops.bn_add_relu(x, bn.weight, bn.bias, residual, bn.eps, relu is not None)
-        _track(bn, mean, invstd, x.numel() // x.shape[1])
-        return out
+    """`relu(bn(x) + residual)`; in training by `ops.bn_add_relu`, where that does the same."""
+    if kernels.bn_add_relu.stands_for(bn, relu, x, residual):
+        return kernels.bn_add_relu.in_place_of(bn, relu, x, residual)
     out = bn(x)
     if residual is not None:
         out = out + residual
     return out if relu is None else relu(out)
-
-
-def _is_one_operator(x: Tensor, bn: nn.Module, relu: nn.Module | None, residual: Tensor | None) -> bool:
-    """Whether the operator does just what the modules would: none is frozen, of another class, or has hooks."""
-    return (
-        bn.training
-        and type(x) is Tensor  # and no symbol of a tracer
-        and type(bn) is nn.BatchNorm2d
-        and type(relu) in (nn.ReLU, type(None))
-        and bn.affine
-        and bn.track_running_stats
-        and not has_hooks(bn, relu)
-        and ops.supported("bn_add_relu", x, bn.weight, bn.bias, residual)
-    )
-
-
-def has_hooks(*modules: nn.Module | None) -> bool:
-    """Whether somebody wants to know when one of these is called."""
-    return nn.modules.module._has_any_global_hook() or any(
-        getattr(module, hooks) for module in modules if module is not None for hooks in _HOOKS
-    )
-
-
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-
-
-def _track(bn: nn.BatchNorm2d, mean: Tensor, invstd: Tensor, values: int) -> None:
-    """Update running statistics as `bn` does, from a batch with `values` values a channel."""
-    bn.num_batches_tracked.add_(1)
-    weight = 1 / bn.num_batches_tracked if bn.momentum is None else bn.momentum
-    variance = invstd.pow(-2).sub_(bn.eps).clamp_(min=0).mul_(values / (values - 1))
-    bn.running_mean.lerp_(mean, weight)
-    bn.running_var.lerp_(variance, weight)
 
 
 class Projection(nn.Sequential):

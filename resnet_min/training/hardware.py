@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
-from .. import ops
 from ..config import Config
 from ..errors import UserError
+from ..kernels.backend import has_bf16, set_backend
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def set_up(config: Config) -> Hardware:
 
     Raises UserError for a device or kernels that are not there.
     """
-    ops.set_backend(config.kernels)
+    set_backend(config.kernels)
     where = hardware(config.device, config.amp)
     choose_algorithms(config.deterministic)
     if where.device.type == "cpu":
@@ -54,23 +54,13 @@ def hardware(device: str = "auto", amp: str = "auto") -> Hardware:
         torch.empty(0, device=where)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {device!r} is not available here: {str(error).splitlines()[0]}") from None
-    bf16 = amp == "bf16" or (amp == "auto" and _has_bf16(where))
+    bf16 = amp == "bf16" or (amp == "auto" and has_bf16(where))
     return Hardware(where, torch.bfloat16 if bf16 else torch.float32)
 
 
 def cpu() -> Hardware:
     """The CPU, in float32."""
     return Hardware(torch.device("cpu"), torch.float32)
-
-
-def _has_bf16(device: torch.device) -> bool:
-    """Whether bf16 convolutions are native there: elsewhere they run, but slower than float32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu":  # torch's own names for it are private: without them, float32
-        probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-        return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
-    return False
 
 
 def choose_algorithms(deterministic: bool) -> None:

@@ -46,7 +46,9 @@ def small(tmp_path, monkeypatch, images):
             tiny["resize"] = 40
         monkeypatch.setitem(recipes.RECIPES, name, dataclasses.replace(preset, settings=tiny))
     monkeypatch.setattr(reproduce, "no_weights", lambda arch: "no network")
-    monkeypatch.setattr(figures, "curves", lambda runs, path, figure: (path.parent.mkdir(exist_ok=True), path.touch()))
+    monkeypatch.setattr(
+        figures, "curves", lambda runs, path, figure: (path.parent.mkdir(exist_ok=True), path.write_text(""))
+    )
 
 
 def rows(folder):

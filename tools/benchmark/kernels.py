@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resnet_min import fuse, fusion, ops, reference
+from resnet_min import fuse, ops, reference
+from resnet_min.inference import fuse as inference
 from resnet_min.model import resnet
 
 from .common import check_close, dtypes, name_of
@@ -38,7 +39,7 @@ def layers(arch: str) -> list[Layer]:
     """The distinct convolutions of a network on 32x32 images, in the order of use, each with what follows it."""
     found: dict[str, Layer] = {}
 
-    def note(module: fusion.FusedConv, inputs: tuple[Any, ...], out: Tensor) -> None:
+    def note(module: inference.FusedConv, inputs: tuple[Any, ...], out: Tensor) -> None:
         (_, channels, side, _), (filters, _, kernel, _) = inputs[0].shape, module.weight.shape
         residual = len(inputs) > 1 and inputs[1] is not None
         after = "+add" * residual + "+relu" * module.relu
@@ -50,7 +51,7 @@ def layers(arch: str) -> list[Layer]:
 
     net = fuse(resnet(arch).eval())
     for module in net.modules():
-        if isinstance(module, fusion.FusedConv):
+        if isinstance(module, inference.FusedConv):
             module.register_forward_hook(note)
     with torch.no_grad():
         net(torch.zeros(1, 3, 32, 32))
@@ -77,7 +78,7 @@ def conv_contenders(x: Tensor, layer: Layer) -> Contenders:
     rest = stride, padding, relu
 
     def ours() -> Call:
-        module = fusion.FusedConv(weight, bias, *rest)
+        module = inference.FusedConv(weight, bias, *rest)
         return lambda: module(x, residual)
 
     def eager(memory_format: torch.memory_format) -> Call:
@@ -101,8 +102,8 @@ def conv_contenders(x: Tensor, layer: Layer) -> Contenders:
         "eager, channels_last": partial(eager, torch.channels_last),
         "folded, library": lambda: lambda: reference.conv_bn_relu(x, weight, bias, residual, *rest),
     }
-    if fusion.cudnn_fuses(x, relu):
-        contenders["cuDNN, fused"] = lambda: lambda: fusion.cudnn_conv_bn_relu(x, weight, bias, residual, *rest)
+    if inference.cudnn_fuses(x, relu):
+        contenders["cuDNN, fused"] = lambda: lambda: inference.cudnn_conv_bn_relu(x, weight, bias, residual, *rest)
         contenders["our kernel"] = lambda: lambda: ops.conv_bn_relu(x, weight, bias, residual, *rest)
     return {name: partial(without_grad, make) for name, make in contenders.items()}
 

@@ -1,0 +1,66 @@
+"""Which backend runs, and what it says of itself."""
+
+import pytest
+import torch
+
+from resnet_min import ops, reference
+from resnet_min.errors import UserError
+from resnet_min.kernels import backend
+
+from .conftest import needs_extension
+from .test_crop_flip import assert_same, draw
+
+
+def test_set_backend_refuses(monkeypatch):
+    with pytest.raises(UserError, match="auto, extension or reference; got 'fast'"):
+        ops.set_backend("fast")
+    monkeypatch.setattr(backend, "_C", None)
+    monkeypatch.setattr(backend, "_load_error", "no compiler at install")
+    with pytest.raises(UserError, match="no compiled kernels: no compiler at install"):
+        ops.set_backend("extension")
+
+
+def test_load_gives_its_reason():
+    assert backend._load({"cpu": "no compiler at install"}) == (None, "no compiler at install")
+    module, reason = backend._load({"cpu": "built", "torch": "2.0.1"})
+    assert module is None and reason == f"built for torch 2.0.1, this is {torch.__version__}: install again"
+
+
+def test_without_the_extension_everything_is_the_reference(monkeypatch):
+    monkeypatch.setattr(backend, "_C", None)
+    monkeypatch.setattr(backend, "_kernel_devices", ())
+    monkeypatch.setattr(backend, "_load_error", "no compiler at install")
+    args = draw((5, 8, 8), 4, 2)
+    assert not ops.supported("crop_flip", *args[:-1])
+    assert_same(ops.crop_flip(*args), reference.crop_flip(*args))
+    assert ops.backend_line("cpu") == ops.backend_line("cuda") == "kernels: reference (no compiler at install)"
+    info = ops.build_info()
+    assert info["extension"] is False and info["cpu"] == info["cuda"] == "no compiler at install"
+
+
+@needs_extension
+def test_backend_line(monkeypatch):
+    release = ".".join(torch.__version__.split(".")[:2])
+    assert ops.backend_line("cpu") == f"kernels: cpu extension (torch {release})"
+    monkeypatch.setattr(backend, "_kernel_devices", ("cpu",))
+    monkeypatch.setattr(backend, "_record", {"cuda": "no nvcc at install"})
+    assert ops.backend_line("cuda:0") == "kernels: cpu extension, cuda reference (no nvcc at install)"
+    monkeypatch.setattr(backend, "_backend", "reference")
+    assert ops.backend_line("cpu") == "kernels: reference (asked for)"
+
+
+@needs_extension
+def test_extension_is_not_replaced_in_silence(monkeypatch):
+    """Asked to use kernels, on a device without any, the operators say so."""
+    monkeypatch.setattr(backend, "_backend", "extension")
+    monkeypatch.setattr(backend, "_kernel_devices", ())
+    with pytest.raises(UserError, match="no compiled kernels for cpu"):
+        ops.crop_flip(*draw((5, 8, 8), 4, 2))
+
+
+@needs_extension
+def test_build_info():
+    info = ops.build_info()
+    assert info["extension"] is True and info["cpu"] == "built" and info["compiler"]
+    assert torch.__version__.startswith(info["torch"])
+    assert (info["cuda"] == "built") == (info["cuda_version"] is not None) == (info["archs"] is not None)

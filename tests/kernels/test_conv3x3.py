@@ -1,0 +1,372 @@
+"""The 3×3 convolution in Winograd's form: against float64 and its reference, alone, in conv_bn_relu and in training."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from resnet_min import ops, reference
+from resnet_min.model import resnet
+
+from .conftest import REFUSAL, assert_as_close_as_eager, needs_extension, outcomes_by_threads, run_under
+
+CHANNELS_LAST = torch.channels_last
+
+
+def draw(batch=4, inputs=64, outputs=64, size=(8, 8)):
+    """x as a ReLU leaves it, a weight, and a gradient of the output."""
+    x = torch.randn(batch, inputs, *size).relu()
+    weight = torch.randn(outputs, inputs, 3, 3) * (2 / (9 * inputs)) ** 0.5
+    grad = torch.randn(batch, outputs, *size)
+    return *(t.contiguous(memory_format=CHANNELS_LAST) for t in (x, weight)), grad
+
+
+def results(function, x, weight, grad):
+    """(output, gradient of x, gradient of weight)"""
+    x, weight = x.detach().requires_grad_(), weight.detach().requires_grad_()
+    out = function(x, weight)
+    return out.detach(), *torch.autograd.grad(out, (x, weight), grad)
+
+
+def eager(x, weight):
+    return F.conv2d(x, weight, padding=1)
+
+
+def check_layer(*args):
+    """As close as eager, the output and both gradients."""
+    exact = results(eager, *(t.double() for t in args))
+    for each in zip(results(ops.conv3x3, *args), results(eager, *args), exact, strict=True):
+        assert_as_close_as_eager(*each)
+
+
+# batch, inputs, outputs, side: batches that make the weight's gradient a sum as long as in training
+LAYERS = [(6, 64, 64, 32), (12, 128, 128, 16), (24, 256, 256, 8), (64, 512, 512, 4), (24, 64, 128, 8), (24, 192, 64, 7)]
+
+
+@needs_extension
+@pytest.mark.parametrize("batch, inputs, outputs, side", LAYERS)
+def test_every_layer_shape(batch, inputs, outputs, side):
+    check_layer(*draw(batch, inputs, outputs, (side, side)))
+
+
+@pytest.mark.parametrize("size", [(2, 2), (2, 5), (3, 3), (5, 7), (9, 2), (1, 6), (1, 1), (31, 33)])
+@pytest.mark.parametrize("batch", [1, 7])
+def test_odd_maps(batch, size):
+    """Tiles that reach beyond the map; one pixel and one row, which the reference takes or which fill few of a tile."""
+    args = draw(batch, 64, 128, size)
+    exact = results(eager, *(t.double() for t in args))
+    for got, true in zip(results(ops.conv3x3, *args), exact, strict=True):
+        torch.testing.assert_close(got.double(), true, rtol=1e-4, atol=1e-3)
+
+
+def check_anywhere(batch, channels, height, width):
+    args = draw(batch, *(64 * number for number in channels), (height, width))
+    for got, true in zip(results(ops.conv3x3, *args), results(eager, *(t.double() for t in args)), strict=True):
+        torch.testing.assert_close(got.double(), true, rtol=1e-4, atol=1e-3)
+
+
+ANYWHERE = {
+    "batch": st.integers(1, 40),
+    "channels": st.tuples(*[st.integers(1, 3)] * 2),
+    "height": st.integers(1, 12),
+    "width": st.integers(1, 12),
+}
+
+
+@needs_extension
+@settings(max_examples=10, deadline=None)
+@given(**ANYWHERE)
+def test_anywhere(batch, channels, height, width):
+    check_anywhere(batch, channels, height, width)
+
+
+@pytest.mark.slow
+@needs_extension
+@settings(max_examples=300, deadline=None)
+@given(**ANYWHERE)
+def test_anywhere_at_length(batch, channels, height, width):
+    check_anywhere(batch, channels, height, width)
+
+
+@needs_extension
+@pytest.mark.parametrize("capability", ["default", "avx2"])
+def test_other_instruction_sets(capability):
+    code = (
+        "from tests.kernels.test_conv3x3 import *\n"
+        "torch.manual_seed(0)\n"
+        "for *shape, side in LAYERS: check_layer(*draw(*shape, (side, side)))\n"
+    )
+    run_under(capability, code)
+
+
+@needs_extension
+@pytest.mark.parametrize("batch, channels, side", [(40, 64, 16), (9, 256, 4), (150, 64, 3), (2, 512, 4)])
+def test_any_number_of_threads_gives_the_same_bits(batch, channels, side):
+    """However the tiles are cut into blocks, and where the outputs are shared out instead."""
+    args = draw(batch, channels, channels, (side, side))
+    runs = outcomes_by_threads(lambda: results(ops.conv3x3, *args), (1, 2, 3, 7))
+    for run in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(run, runs[0], strict=True))
+
+
+@needs_extension
+def test_layouts():
+    """Any strides come in; the output and both gradients are channels_last."""
+    x, weight, grad = draw(3, 64, 128, (6, 5))
+    wanted = results(ops.conv3x3, x, weight, grad)
+    assert wanted[0].is_contiguous(memory_format=CHANNELS_LAST)
+    spread = torch.randn(3, 64, 12, 5)[:, :, ::2].copy_(x)
+    for other in (x.contiguous(), spread):
+        for got, same in zip(results(ops.conv3x3, other, weight.contiguous(), grad), wanted, strict=True):
+            assert torch.equal(got, same)
+    ones = torch.ones(()).expand_as(grad)
+    for got, same in zip(*(results(ops.conv3x3, x, weight, g) for g in (ones, ones.clone())), strict=True):
+        assert torch.equal(got, same)
+
+
+def test_no_images():
+    out, grad_x, grad_weight = results(ops.conv3x3, *draw(0, 64, 128, (6, 5)))
+    assert out.shape == (0, 128, 6, 5) and grad_x.shape == (0, 64, 6, 5)
+    assert grad_weight.shape == (128, 64, 3, 3) and not grad_weight.any()
+
+
+def test_gradients_that_are_not_asked_for():
+    x, weight, grad = draw()
+    _, wanted_x, wanted_weight = results(ops.conv3x3, x, weight, grad)
+    frozen = weight.clone()
+    (got,) = torch.autograd.grad(ops.conv3x3(x.requires_grad_(), frozen), x, grad)
+    assert torch.equal(got, wanted_x)
+    (got,) = torch.autograd.grad(ops.conv3x3(x.detach(), frozen.requires_grad_()), frozen, grad)
+    assert torch.equal(got, wanted_weight)
+
+
+@needs_extension
+def test_nan_stays_near():
+    """It makes NaN of every output that it is part of, and of none outside the tiles that see it."""
+    x, weight, _ = draw(2, size=(9, 9))
+    x[1, 5, 4, 4] = float("nan")
+    out = ops.conv3x3(x, weight)
+    assert out[1, :, 3:6, 3:6].isnan().all()
+    out[1, :, 2:6, 2:6] = 0
+    assert out.isfinite().all()
+
+
+@needs_extension
+def test_no_second_derivative():
+    x, weight, grad = draw()
+    x.requires_grad_()
+    with pytest.raises(RuntimeError, match="conv3x3: its compiled kernel has no second derivative"):
+        torch.autograd.grad(ops.conv3x3(x, weight).pow(2).sum(), x, create_graph=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_the_reference_takes_other_dtypes(dtype, device):
+    x, weight, _ = (t.to(device, dtype) for t in draw(2, 16, 24))
+    torch.testing.assert_close(ops.conv3x3(x, weight), eager(x, weight))
+
+
+BAD = [
+    ("x", lambda t: t[0], "x must be {} [B, C, H, W]; got float32 [64, 8, 8]"),
+    ("x", lambda t: t.long(), "x must be {} [B, C, H, W]; got int64 [4, 64, 8, 8]"),
+    ("weight", lambda t: t[:, :32], "weight must be float32 [O, 64, 3, 3]; got float32 [64, 32, 3, 3]"),
+    ("weight", lambda t: t[:, :, :1], "weight must be float32 [O, 64, 3, 3]; got float32 [64, 64, 1, 3]"),
+    ("weight", lambda t: t.double(), "weight must be float32 [O, 64, 3, 3]; got float64 [64, 64, 3, 3]"),
+    ("weight", lambda t: t.to("meta"), "weight must be on cpu; got meta"),
+]
+
+
+@pytest.mark.parametrize("name, spoil, message", BAD)
+def test_bad_argument(name, spoil, message):
+    args = dict(zip(("x", "weight"), draw(), strict=False))
+    args[name] = spoil(args[name])
+    dtypes = "float32, bfloat16, float16 or float64"
+    with pytest.raises(ValueError) as error:
+        ops.conv3x3(**args)
+    assert str(error.value) == f"conv3x3: {message.format(dtypes)}"
+
+
+@needs_extension
+@pytest.mark.parametrize("name, spoil, message", [*BAD[:5], ("weight", lambda t: t[:48], "weight must have multiples")])
+def test_kernel_refuses(name, spoil, message):
+    args = dict(zip(("x", "weight"), draw(), strict=False))
+    args[name] = spoil(args[name])
+    message = message if "multiples" in message else REFUSAL.format("conv3x3").removeprefix("conv3x3: ")
+    with pytest.raises(ValueError, match=f"conv3x3: {message}"):
+        torch.ops.resnet_min.conv3x3(**args)
+    grad = torch.zeros(4, 64, 8, 8)
+    with pytest.raises(ValueError, match=f"conv3x3: {message}"):
+        torch.ops.resnet_min.conv3x3_backward(grad, *args.values(), True, True)
+    with pytest.raises(ValueError, match=r"grad must be float32 \[4, 64, 8, 8\] as conv3x3's output; got Float \[3,"):
+        torch.ops.resnet_min.conv3x3_backward(grad[1:], *draw()[:2], True, True)
+
+
+@needs_extension
+def test_opcheck():
+    x, weight, grad = draw(3, 64, 128, (6, 5))
+    for arguments in ((x, weight), (x.clone().requires_grad_(), weight.clone().requires_grad_())):
+        torch.library.opcheck(torch.ops.resnet_min.conv3x3, arguments)
+    torch.library.opcheck(torch.ops.resnet_min.conv3x3_backward, (grad, x, weight, True, True))
+    torch.library.opcheck(torch.ops.resnet_min.conv3x3_backward, (grad, x, weight, False, True))
+
+
+# ---- in conv_bn_relu ----
+
+
+@needs_extension
+@pytest.mark.parametrize("residual, relu", [(False, False), (False, True), (True, False), (True, True)])
+@pytest.mark.parametrize("batch, size", [(2, (8, 8)), (5, (7, 6)), (1, (3, 3)), (0, (4, 4))])
+def test_a_prepacked_weight_gives_the_same(batch, size, residual, relu):
+    x, weight, other = draw(batch, 128, 64, size)
+    bias = torch.randn(128)[::2]
+    prepacked = ops.prepacked(weight, torch.zeros(8, 128, 8, 8), 1, 1)
+    assert prepacked.dim() == 5
+    args = bias, other if residual else None, 1, 1, relu
+    got = ops.conv_bn_relu(x, prepacked, *args)
+    assert got.is_contiguous(memory_format=CHANNELS_LAST)
+    torch.testing.assert_close(got, reference.conv_bn_relu(x, weight, *args), rtol=1e-4, atol=1e-5)
+
+
+@needs_extension
+@pytest.mark.parametrize("batch", [1, 24])
+def test_many_tiles_are_worth_a_transform(batch):
+    """To the bit what a prepacked weight gives; few are left to oneDNN."""
+    x, weight, other = draw(batch, size=(7, 6))
+    args = torch.randn(64), other, 1, 1, True
+    got = ops.conv_bn_relu(x, weight, *args)
+    prepacked = ops.conv_bn_relu(x, ops.prepacked(weight, torch.zeros(8, 64, 8, 8), 1, 1), *args)
+    assert torch.equal(got, prepacked) == (batch == 24)
+    torch.testing.assert_close(got, reference.conv_bn_relu(x, weight, *args), rtol=1e-4, atol=1e-5)
+
+
+@needs_extension
+def test_a_prepacked_weight_is_for_one_convolution():
+    x, weight, _ = draw(8)
+    prepacked = ops.prepacked(weight, x, 1, 1)
+    with pytest.raises(ValueError, match="this weight is for stride 1 and padding 1; got 2 and 1"):
+        ops.conv_bn_relu(x, prepacked, torch.zeros(64), None, 2, 1, True)
+    with pytest.raises(ValueError, match="weight must be float32"):
+        ops.conv_bn_relu(x[:, :32], prepacked, torch.zeros(64), None, 1, 1, True)
+    with pytest.raises(ValueError, match=r"weight must be float32 \[O, 64, h, w\]; got float64"):
+        ops.conv_bn_relu(x, prepacked.double(), torch.zeros(64), None, 1, 1, True)
+    with pytest.raises(ValueError, match=r"bias must be float32 \[64\]; got float32 \[63\]"):
+        ops.conv_bn_relu(x, prepacked, torch.zeros(63), None, 1, 1, True)
+    for other in (prepacked[..., :32], prepacked.transpose(1, 2)):
+        with pytest.raises(ValueError, match="weight must be .O, C, h, w., or what ops.prepacked made"):
+            ops.conv_bn_relu(x, other, torch.zeros(64), None, 1, 1, True)
+
+
+@needs_extension
+@pytest.mark.parametrize("stride, padding, x", [(2, 1, (8, 64, 8, 8)), (1, 0, (8, 64, 8, 8)), (1, 1, (1, 64, 6, 6))])
+def test_other_weights_are_not_prepacked(stride, padding, x):
+    """Another stride or padding; and few tiles, for which it does not pay."""
+    assert ops.prepacked(draw()[1], torch.zeros(x), stride, padding).dim() == 4
+
+
+# ---- in the model ----
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    made, original = [], ops.conv3x3
+    monkeypatch.setattr(ops, "conv3x3", lambda x, weight: made.append(weight.shape[0]) or original(x, weight))
+    return made
+
+
+def network(**options):
+    return resnet("resnet18", **options).to(memory_format=CHANNELS_LAST)
+
+
+@needs_extension
+def test_training_calls_it_and_eval_never(calls):
+    net = network()
+    net(images(2, 32))
+    assert calls == [64] * 4 + [128] * 3 + [256] * 3 + [512] * 3  # the stem and the strided ones are others
+    net.eval()(images(2, 32))
+    assert len(calls) == 13
+
+
+def images(batch=2, side=8):
+    return torch.randn(batch, 3, side, side).contiguous(memory_format=CHANNELS_LAST)
+
+
+def freeze(net):
+    net.layer1[0].conv1.weight.requires_grad_(False)
+
+
+def hook(net):
+    net.layer1[0].conv1.register_forward_hook(lambda *_: None)
+
+
+def pad_otherwise(net):
+    net.layer1[0].conv1.padding_mode = "reflect"
+
+
+def add_bias(net):
+    net.layer1[0].conv1.bias = nn.Parameter(torch.zeros(64))
+
+
+def group(net):
+    net.layer1[0].conv1 = nn.Conv2d(64, 64, 3, padding=1, groups=2, bias=False)
+
+
+@needs_extension
+@pytest.mark.parametrize("change, left", [(freeze, 4), (hook, 3), (pad_otherwise, 3), (add_bias, 3), (group, 3)])
+def test_what_the_operator_cannot_do_the_modules_do(change, left, calls):
+    net = network(blocks=(2,), widths=(64,))
+    change(net)
+    net(images())
+    assert len(calls) == left
+
+
+@needs_extension
+def test_a_net_in_nchw_stays_in_it(calls):
+    network(blocks=(1,), widths=(64,)).to(memory_format=torch.contiguous_format)(torch.randn(2, 3, 8, 8))
+    assert not calls
+
+
+@needs_extension
+def test_autocast_and_other_dtypes_are_left_alone(calls):
+    net = network(blocks=(1,), widths=(64,))
+    with torch.autocast("cpu", torch.bfloat16):
+        net(images())
+        net.layer1[0](torch.randn(2, 64, 8, 8).contiguous(memory_format=CHANNELS_LAST))  # not yet bfloat16
+    net.double()(images().double())
+    assert not calls
+
+
+@needs_extension
+def test_training_steps_with_and_without_kernels():
+    batch, runs = images(16, 16), []
+    for name in ("extension", "reference"):
+        ops.set_backend(name)
+        torch.manual_seed(0)
+        net = network(blocks=(1, 1), widths=(64, 128))
+        optimizer = torch.optim.SGD(net.parameters(), 0.05, momentum=0.9)
+        losses = []
+        for _ in range(3):
+            loss = F.cross_entropy(net(batch), torch.arange(16) % 10)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+        runs.append((losses, net.state_dict()))
+    ops.set_backend("auto")
+    (ours, state), (theirs, their_state) = runs
+    assert ours == pytest.approx(theirs, rel=1e-3)
+    torch.testing.assert_close(state, their_state, rtol=1e-2, atol=1e-3)
+
+
+@needs_extension
+def test_the_net_compiles_without_a_graph_break(calls):
+    net = network(blocks=(1,), widths=(64,))
+    batch = images()
+    torch._dynamo.reset()
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    compiled(batch).sum().backward()
+    grads = [p.grad.clone() for p in net.parameters()]
+    net.zero_grad()
+    net(batch).sum().backward()
+    for got, wanted in zip(grads, net.parameters(), strict=True):
+        torch.testing.assert_close(got, wanted.grad, rtol=1e-3, atol=1e-4)
