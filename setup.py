@@ -21,14 +21,14 @@ from collections.abc import Iterator
 from glob import glob
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 NAME = "resnet_min._C"
 MINIMUM_TORCH = "2.11"
 CUDA_WHEELS = "cuda-toolkit[nvcc,cccl]"
-CPU_SOURCES = sorted(glob("csrc/*.cpp") + glob("csrc/*/*.cpp"))
-CUDA_SOURCES = sorted(glob("csrc/*/*.cu"))
+CPU_SOURCES = sorted(glob("csrc/**/*.cpp", recursive=True))
+CUDA_SOURCES = sorted(glob("csrc/**/*.cu", recursive=True))
 HEADERS = sorted(glob("csrc/**/*.h", recursive=True))
 
 # ---- what is there ----
@@ -261,11 +261,9 @@ class BuildKernels(build_ext):
 
 if __name__ == "__main__":
     setup(
-        name="resnet-min",
         version=re.search(r'__version__ = "(.+)"', Path("resnet_min/__init__.py").read_text()).group(1),
-        description="Residual networks for small images, with fused kernels, each beside its PyTorch twin",
-        packages=["resnet_min"],
-        python_requires=">=3.10",
+        packages=find_packages(include=["resnet_min", "resnet_min.*"]),  # and not tests/ or tools/
+        package_data={"resnet_min": ["py.typed"]},
         setup_requires=build_requires(sys.path + target_path()),
         install_requires=[
             f"torch>={MINIMUM_TORCH}",

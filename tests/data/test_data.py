@@ -590,15 +590,15 @@ def test_a_silent_server_is_given_up():
         server.listen()
         start = time.perf_counter()
         why = download.unreachable(f"http://127.0.0.1:{server.getsockname()[1]}/x", seconds=0.3)
-        assert 0.2 < time.perf_counter() - start < 5
+        assert 0.2 < time.perf_counter() - start < 30
         assert why
 
 
 def test_a_silent_name_server_is_given_up(monkeypatch):
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(3))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(60))  # in a daemon thread
     start = time.perf_counter()
     assert download.unreachable("http://nowhere.invalid/x", seconds=0.2) == "no answer in 0.2 s"
-    assert time.perf_counter() - start < 2
+    assert time.perf_counter() - start < 30
 
 
 @pytest.fixture

@@ -394,7 +394,8 @@ def test_a_layer_it_does_not_understand_is_named(path, module, message):
     "model, message",
     [
         (nn.Linear(1, 1), "the model is Linear; wanted resnet_min's ResNet or torchvision's ResNet"),
-        (nn.Sequential(resnet("resnet20")), "the model is Sequential"),
+        (nn.Sequential(nn.Flatten()), "the model is Sequential"),
+        (nn.Sequential(resnet("resnet20"), resnet("resnet20")), "the model is Sequential"),
         ("resnet18", "the model is str; wanted a module"),
         ({"model": {}}, "the model is dict; wanted a module"),
     ],

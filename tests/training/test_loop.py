@@ -82,20 +82,19 @@ def test_a_loss_that_is_no_number_stops_before_its_step(value):
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
 def test_freed_memory_is_kept():
-    """Pages are handed out once, not every time; in processes of their own, where nothing else was freed before."""
+    """Pages are handed out once, not every time; in a process of its own, where nothing else was freed before."""
     code = (
-        "import resource, sys, torch\n"
+        "import resource, torch\n"
         "from resnet_min.training import hardware\n"
-        "hardware.keep_freed_memory(sys.argv[1] == 'keep')\n"
-        "for _ in range(9): torch.ones(2**24)\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
-        "for _ in range(3): torch.ones(2**24)\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)\n"
+        "for keep in (False, True):\n"
+        "    hardware.keep_freed_memory(keep)\n"
+        "    for _ in range(9): torch.ones(2**24)\n"
+        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "    for _ in range(3): torch.ones(2**24)\n"
+        "    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)\n"
     )
-    kept, default = (
-        int(subprocess.run([sys.executable, "-c", code, how], check=True, capture_output=True).stdout)
-        for how in ("keep", "default")
-    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    default, kept = map(int, done.stdout.split())
     assert kept < 90 <= default  # of 64 MiB each in pages of 4 KiB, or of as much as 2 MiB
 
 
