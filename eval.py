@@ -1,13 +1,13 @@
 #!/usr/bin/env python
-"""Evaluate trained networks: their figures, and pictures of them.
+"""Evaluate trained networks: figures and plots.
 
     python eval.py                                    the newest run's last checkpoint, on its own test images
     python eval.py runs/resnet20-digits-1 --confusion --roc --reliability --worst 20
     python eval.py runs/resnet18-1 runs/resnet18-plain-1         one table and one figure that compare them
     python eval.py model.pt --data FOLDER --tta flip --json figures.json
-    python eval.py runs/resnet18-part_B_final-1 --worst 4        a crowd's: MAE and MSE of the counts, and their maps
+    python eval.py runs/resnet18-part_B_final-1 --worst 4        crowd counting: MAE, MSE and density maps
 
-A checkpoint is all that is needed: it carries its options, classes, normalisation and weights. Recall, precision,
+A checkpoint contains everything needed: options, classes, normalisation and weights. Recall, precision,
 specificity, F1 and AUC are of each class against all others, and scikit-learn's; a class that is absent or never
 predicted has "undefined" ones. The expected calibration error is over 15 bins of confidence.
 """
@@ -42,24 +42,22 @@ def get_parser() -> argparse.ArgumentParser:
         "--worst",
         type=int,
         metavar="N",
-        help="draw the N images that it was most wrong about",
+        help="draw the N worst mistakes",
     )
     parser.add_argument("--data", help="evaluate on this data set, of the same classes (default: the run's own)")
     parser.add_argument("--data-dir", help="where named data sets are (default: the run's own)")
-    parser.add_argument("--cache-dir", help="where decoded images are kept (default: the run's own)")
+    parser.add_argument("--cache-dir", help="cache for decoded images (default: the run's own)")
     parser.add_argument("--split", choices=("test", "val"), default="test", help="images to use (default: test)")
-    parser.add_argument(
-        "-b", "--batch-size", type=int, default=256, metavar="N", help="images at a time (default: 256)"
-    )
+    parser.add_argument("-b", "--batch-size", type=int, default=256, metavar="N", help="batch size (default: 256)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--amp", choices=("auto", "bf16", "off"), help="bf16 autocast (default: as in training)")
     parser.add_argument("--kernels", choices=("auto", "extension", "reference"), default="auto", help="(default: auto)")
     parser.add_argument("--json", metavar="FILE", help="write every figure to this file")
     parser.add_argument(
-        "--out", metavar="DIR", help="folder of the pictures (default: beside each checkpoint, and a comparison here)"
+        "--out", metavar="DIR", help="folder for the pictures (default: beside each checkpoint; comparisons here)"
     )
     for name, config in TASKS.items():
-        group = parser.add_argument_group(f"of --task {name}") if config.evaluation else parser
+        group = parser.add_argument_group(f"options of --task {name}") if config.evaluation else parser
         for option, how in config.evaluation.items():
             group.add_argument(f"--{option}", **how)
     return parser
@@ -133,7 +131,7 @@ def main(argv: list[str] | None = None) -> None:
         if type(config) is not type(first.task.config):
             raise UserError(
                 f"{first.path} is of --task {first.task.config.task}, {path} of --task {config.task}: "
-                "their figures do not compare"
+                "their figures are not comparable"
             )
         refuse_foreign(args, config.task, path)
         print(
@@ -166,7 +164,7 @@ def main(argv: list[str] | None = None) -> None:
         print()
         print_table(dict(zip(labels, results, strict=True)))
         if len(set(sources)) > 1:
-            print("their images differ, so their figures do not compare")
+            print("their images differ, so their figures are not comparable")
         where = Path(sources[0]).name if len(set(sources)) == 1 else "its own data"
         picture = Path(args.out or "", "comparison.png")
         title = f"{len(results)} networks, each on the {args.split} images of {where}"

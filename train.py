@@ -1,15 +1,15 @@
 #!/usr/bin/env python
-"""Train a residual network, or its plain twin, on small images.
+"""Train a residual network, with or without shortcuts, on small images.
 
-    python train.py                                          CIFAR-10 if it can be had, otherwise the embedded digits
+    python train.py                                          CIFAR-10 if available, otherwise the bundled digits
     python train.py --recipe digits                          a minute on two CPU cores
     python train.py --arch resnet18 --plain                  without shortcuts
     python train.py --data FOLDER --arch resnet20 --epochs 6 --schedule onecycle --lr 0.2 --nesterov --wd 5e-4
-    python train.py --resume runs/resnet20-digits-1          go on where it stopped, to the bit on a CPU
+    python train.py --resume runs/resnet20-digits-1          continue an interrupted run (bit-exact on a CPU)
 
-A run writes a folder: config.json, environment.jsonl (versions and hardware, a line a start), metrics.jsonl (a line an
-epoch), steps.jsonl (a line a step), last.pt, best.pt where there is a validation split, curves.png. The test set never
-selects: without a validation split the last epoch counts.
+A run writes a folder: config.json, environment.jsonl (versions and hardware, one line per start), metrics.jsonl (one
+per epoch), steps.jsonl (one per step), last.pt, best.pt where there is a validation split, curves.png. The test set
+never selects: without a validation split the result is the last epoch's.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ def get_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )  # fmt: skip
-    parser.add_argument("--recipe", metavar="NAME", help="preset that the other flags override")
-    parser.add_argument("--list-recipes", action="store_true", help="list the presets and what was published for each")
-    parser.add_argument("--resume", metavar="RUN", help="go on with a run: its folder or checkpoint")
+    parser.add_argument("--recipe", metavar="NAME", help="recipe that the other flags override")
+    parser.add_argument("--list-recipes", action="store_true", help="list the recipes and what was published for each")
+    parser.add_argument("--resume", metavar="RUN", help="continue a run, given its folder or checkpoint")
     parser.add_argument("--out", metavar="DIR", help="run folder (default: runs/ARCH[-plain]-DATA-K)")
-    parser.add_argument("--overwrite", action="store_true", help="replace the run that --out holds")
+    parser.add_argument("--overwrite", action="store_true", help="replace the run in --out")
     parser.add_argument("--dry-run", action="store_true", help="print model, data and learning rates without training")
     purposes = "; ".join(f"{name}: {config.purpose}" for name, config in TASKS.items())
     parser.add_argument("--task", choices=TASKS, help=f"{purposes} (default: by the recipe or the data)")
@@ -45,7 +45,7 @@ def get_parser() -> argparse.ArgumentParser:
     add_options(parser, [item for item in common.values() if item.name != "task"])
     for name, config in TASKS.items():
         own = [item for item in dataclasses.fields(config) if item.name not in common]
-        add_options(parser.add_argument_group(f"of --task {name}"), own)
+        add_options(parser.add_argument_group(f"options of --task {name}"), own)
     return parser
 
 
@@ -73,9 +73,7 @@ def main(argv: list[str] | None = None) -> None:
     if list_recipes:
         return print(recipes.describe())
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(
-            "torchrun: training on several processes is not there yet; start train.py itself, as one process"
-        )
+        raise UserError("training with several processes is not supported yet: run python train.py without torchrun")
 
     from tqdm import tqdm
 
@@ -113,14 +111,16 @@ def main(argv: list[str] | None = None) -> None:
     if saved_at is None:
         if config.pretrained != "none":
             skipped = transfer.load_pretrained(net, config.pretrained, config.arch)
-            print(f"weights: {config.pretrained}, but for {', '.join(skipped) or 'nothing'}")
+            print(f"weights: {config.pretrained}, except {', '.join(skipped) or 'nothing'}")
         optimizer, done = make_optimizer(config, net), 0
         run = Run.create(out, overwrite, config, started, this.dataset.name)
     else:
         saved = checkpoint.load(saved_at)
         done = saved["epoch"]
         if tuple(saved["classes"]) != this.dataset.classes or saved["step"] != done * steps:
-            raise UserError(f"{config.data} is not the data that {saved_at} was trained on: other classes or sizes")
+            raise UserError(
+                f"{config.data} is not the data that {saved_at} was trained on: its classes or sizes differ"
+            )
         transfer.freeze(net, config, done)
         optimizer = make_optimizer(config, net)
         checkpoint.restore(saved, net, optimizer, saved_at)

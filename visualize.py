@@ -7,7 +7,7 @@
     python visualize.py --layer layer2 --what top --channel 5               the test images that excite channel 5 most
     python visualize.py --layer all --what reconstruct --image 7            the reverse ResNet, from every depth
     python visualize.py --layer layer3 --what gradcam --image 7 --class cat
-    python visualize.py --image cat.jpg                         what it says: classes, or a crowd's density and count
+    python visualize.py --image cat.jpg                         what it predicts: classes, or a crowd's density
     python visualize.py --list-layers           the names that --layer takes, output shapes, receptive fields
     python visualize.py --curves runs/resnet18-digits-1 runs/resnet18-plain-digits-1
 
@@ -42,28 +42,28 @@ def get_parser() -> argparse.ArgumentParser:
     main.add_argument("--layer", metavar="NAME", help="the layer to look at; all: the stem and every stage")
     main.add_argument("--list-layers", action="store_true", help="print the layers' names and output shapes")
     main.add_argument("--curves", nargs="+", metavar="RUN", help="draw the loss and accuracy of runs over each other")
-    parser.add_argument("--steps", action="store_true", help="of --curves: the training loss of every step instead")
+    parser.add_argument("--steps", action="store_true", help="with --curves: plot the training loss of every step")
     parser.add_argument(
         "--what", choices=("filters", "features", "top", "reconstruct", "gradcam"),
         help="filters; features: the layer's maps; top: the images that excite a channel most, each with the receptive "
-        "field of its peak; reconstruct: the maps projected back to the pixels; gradcam: what speaks for a class "
-        "(default: filters, of all layers features)",
+        "field of its peak; reconstruct: the maps projected back to the pixels; gradcam: evidence for a class "
+        "(default: filters; features with --layer all)",
     )  # fmt: skip
     parser.add_argument("--image", metavar="FILE|INDEX", help="a picture, or a test image's number (default: 0)")
     parser.add_argument(
-        "--channel", type=int, metavar="K", help="this channel alone (default: those that reach highest)"
+        "--channel", type=int, metavar="K", help="only this channel (default: the most strongly activated)"
     )
-    parser.add_argument("--class", metavar="NAME", help="of gradcam (default: the predicted class)")
+    parser.add_argument("--class", metavar="NAME", help="class for gradcam (default: the predicted one)")
     parser.add_argument(
         "--shortcut", choices=("add", "subtract", "main"),
         help="how reconstruct goes through shortcuts (default: add; with --layer all a row of each)",
     )  # fmt: skip
     parser.add_argument(
-        "--rectify", action=argparse.BooleanOptionalAction, help="ReLUs in reconstruct, by the signal (default: on)"
+        "--rectify", action=argparse.BooleanOptionalAction, help="apply ReLU to the reconstructed signal (default: on)"
     )
     parser.add_argument("--data", help="where test images are from (default: the run's own data)")
     parser.add_argument("--data-dir", help="where named data sets are (default: the run's own)")
-    parser.add_argument("--cache-dir", help="where decoded images are kept (default: the run's own)")
+    parser.add_argument("--cache-dir", help="cache for decoded images (default: the run's own)")
     parser.add_argument(
         "--out", metavar="FILE", help="picture to write: .png, .pdf or .svg "
         "(default: WHAT-LAYER.png beside the checkpoint; curves.png or steps.png here)",
@@ -118,7 +118,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.list_layers:
         return print(*layers.table(model, task.config.input_size), sep="\n")
     channel = "" if args.channel is None else f"-{args.channel}"
-    stem = f"answer-{Path(args.image).stem}" if answer else f"{what}-{args.layer}{channel}"
+    stem = f"prediction-{Path(args.image).stem}" if answer else f"{what}-{args.layer}{channel}"
     picture = Path(args.out) if args.out else path.parent / f"{stem}.png"
     if args.layer and what == "filters":
         cut = pictures.filters(layers.convolution(model, args.layer).weight.detach().float(), picture, layer=args.layer)
@@ -129,7 +129,7 @@ def main(argv: list[str] | None = None) -> None:
         looking.check(view, args.layer, args.channel, task.config.input_size)  # before any image is read
     wanted = getattr(args, "class")
     if what == "gradcam" and not subject.classes:
-        raise UserError(f"--what gradcam wants a network with classes; {path} has none")
+        raise UserError(f"--what gradcam needs a classifier; {path} is not one")
     if wanted is not None and wanted not in subject.classes:
         raise UserError(f"--class {wanted}: the classes are {', '.join(subject.classes)}")
     if layers.is_plain(model) and args.shortcut is not None:
@@ -160,7 +160,7 @@ def main(argv: list[str] | None = None) -> None:
     caption = task.present(net, image, name, subject.classes, picture if answer else None)
     print(caption)
     if answer:
-        return print(f"answer: {picture}")
+        return print(f"prediction: {picture}")
     ((x, _),) = task.batches(image, cpu(), batch_size=1).ordered()
     seen = looking.Subject(x, view.picture(x[0]), caption)
     if what == "features":

@@ -1,4 +1,4 @@
-"""Residual networks for small images: models, and fused kernels with a pure-PyTorch twin each."""
+"""Residual networks for small images: models, and fused kernels, each with a reference in PyTorch."""
 
 import importlib
 

@@ -32,7 +32,7 @@ class Config:
     task: str = option("", "what to train for")
     # model
     arch: str = option("resnet18", "network: " + ", ".join(ARCHS), "-a")
-    plain: bool = option(False, "the same convolutions without any shortcut")
+    plain: bool = option(False, "remove all shortcuts")
     stem: str = option(
         "cifar",
         "first layers: cifar 3x3 stride 1; imagenet 7x7 stride 2 and max-pool; cifar-pool 3x3 stride 1 and max-pool",
@@ -47,50 +47,54 @@ class Config:
         "none", "first-last: freeze all but the first convolution and fc", choices=("none", "first-last")
     )
     freeze_children: int = option(0, "freeze children 1 to N-1 of conv1 bn1 relu maxpool layer1 …", type=int)
-    freeze_bn: bool = option(False, "batch norms that are frozen keep their running statistics, and normalise by them")
-    freeze_epochs: int | None = option(None, "epochs before everything trains (default: never)", type=int)
-    freeze_lr: float | None = option(None, "learning rate of these epochs (default: --lr)", type=float)
+    freeze_bn: bool = option(False, "frozen batch norms use their running statistics and do not update them")
+    freeze_epochs: int | None = option(None, "unfreeze after this many epochs (default: never)", type=int)
+    freeze_lr: float | None = option(None, "learning rate while layers are frozen (default: --lr)", type=float)
     # data
     data: str = option(
         "auto", "auto, cifar10, cifar100, digits, an image folder with train/CLASS/* and test/CLASS/*, or a part of "
         "ShanghaiTech; auto is cifar10 where it is or can be downloaded, otherwise digits",
     )  # fmt: skip
     data_dir: str = option("data", "where named data sets are, or are downloaded to")
-    cache_dir: str | None = option(None, "where decoded images are kept (default: beside the data)")
+    cache_dir: str | None = option(None, "cache for decoded images (default: beside the data)")
     limit: int | None = option(None, "use this many images of each split, for a quick try (default: all)", type=int)
     val_size: int = option(0, "images held out of the training split for validation, stratified", type=int)
     split_seed: int = option(0, "seed of --val-size: the same images are held out whatever --seed is", type=int)
-    mean: tuple[float, ...] | None = option(None, "channel means, of 1 (default: the training split's)", type=float)
-    std: tuple[float, ...] | None = option(None, "channel deviations, of 1 (default: the training split's)", type=float)
+    mean: tuple[float, ...] | None = option(
+        None, "channel means, pixel values scaled to 0-1 (default: the training split's)", type=float
+    )
+    std: tuple[float, ...] | None = option(
+        None, "channel standard deviations, likewise (default: the training split's)", type=float
+    )
     flip: float = option(0.5, "probability of a horizontal flip", type=float)
     # optimisation
     epochs: int = option(164, "passes over the training images", type=int)
-    batch_size: int = option(128, "images a step", "-b", type=int)
+    batch_size: int = option(128, "images per step", "-b", type=int)
     optimizer: str = option("sgd", "sgd, adam or adamw", choices=("sgd", "adam", "adamw"))
     lr: float = option(0.1, "learning rate; the peak of onecycle", type=float)
     momentum: float = option(0.9, "momentum of sgd", type=float)
-    nesterov: bool = option(False, "Nesterov's momentum, for sgd")
+    nesterov: bool = option(False, "Nesterov momentum (sgd only)")
     wd: float = option(1e-4, "weight decay", "--weight-decay", type=float)
     schedule: str = option(
-        "step", "constant; step: times --gamma at --milestones; cosine; onecycle: up over --warmup, then down, linear",
+        "step", "constant; step: times --gamma at --milestones; cosine; onecycle: linear warm-up, then linear decay",
         choices=("constant", "step", "cosine", "onecycle"),
     )  # fmt: skip
     milestones: tuple[int, ...] = option((), "when step multiplies the learning rate by --gamma", type=int)
     milestone_unit: str = option("epochs", "what --milestones count", choices=("epochs", "iterations"))
-    gamma: float = option(0.1, "factor of step", type=float)
+    gamma: float = option(0.1, "factor of the step schedule", type=float)
     t_max: int | None = option(None, "epochs in which cosine falls to 0 (default: --epochs)", type=int)
-    warmup: float = option(0.25, "share of the run in which onecycle rises", type=float)
+    warmup: float = option(0.25, "fraction of the run over which onecycle warms up", type=float)
     # how it runs
-    seed: int = option(0, "seed of everything that is drawn", type=int)
+    seed: int = option(0, "random seed", type=int)
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
     amp: str = option("auto", "bf16 autocast: auto is bf16 where the hardware has it", choices=("auto", "bf16", "off"))
     channels_last: bool = option(True, "NHWC memory format")
     kernels: str = option(
-        "auto", "auto; extension: an error where it is not built; reference: plain PyTorch",
+        "auto", "auto; extension: fail if not built; reference: plain PyTorch",
         choices=("auto", "extension", "reference"),
     )  # fmt: skip
-    deterministic: bool = option(False, "on a GPU, only algorithms that give the same bits in every run")
-    cuda_graph: bool = option(False, "on a GPU, take a whole training step as one CUDA graph")
+    deterministic: bool = option(False, "on a GPU, use only bit-reproducible algorithms")
+    cuda_graph: bool = option(False, "on a GPU, record the training step as one CUDA graph")
 
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):  # JSON has lists; a Config has tuples
@@ -128,7 +132,7 @@ class Config:
         if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
             raise UserError("--nesterov needs --optimizer sgd and a --momentum above 0; --no-nesterov drops it")
         if list(self.milestones) != sorted(set(self.milestones)) or any(m < 1 for m in self.milestones):
-            raise UserError(f"--milestones must be positive and rise; got {' '.join(map(str, self.milestones))}")
+            raise UserError(f"--milestones must be positive and increasing; got {' '.join(map(str, self.milestones))}")
 
     def check_at_least(self, least: int, *names: str) -> None:
         """Raise UserError where one of these options is given and below `least`."""
@@ -142,7 +146,7 @@ class Config:
         """Raise UserError where one of these options is not from 0 to 1."""
         for name in names:
             if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{flag(name)} is a share from 0 to 1; got {getattr(self, name)}")
+                raise UserError(f"{flag(name)} must be between 0 and 1; got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""The named presets: what each sets, where it is from, and what was published for it. Imports no torch.
+"""The named recipes: what each sets, where it is from, and what was published for it. Imports no torch.
 
-Where a report is silent or contradicts itself, a preset's note says what was chosen here.
+Where a report is silent or contradicts itself, a recipe's note says what was chosen here.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Published:
             shares.append(f"converges at epoch {self.epoch}")
         if self.seconds is not None:
             shares.append(f"{self.seconds:g} s")
-        return ", ".join([*shares, self.note] if self.note else shares) or "nothing"
+        return ", ".join([*shares, self.note] if self.note else shares) or "no figure"
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,9 @@ def _nctu() -> dict[str, Recipe]:
     for arch in ("resnet18", "resnet50"):
         recipes[f"nctu-{arch}"] = Recipe(dict(common, arch=arch), source, Published(test=91, above=True))
         recipes[f"nctu-{arch}-plain"] = Recipe(
-            dict(common, arch=arch, plain=True), source, Published(note="below its twin, and more so at 50 than at 18")
+            dict(common, arch=arch, plain=True),
+            source,
+            Published(note="below the network with shortcuts, and more so at 50 than at 18"),
         )
     return recipes
 
@@ -230,21 +232,21 @@ RECIPES: dict[str, Recipe] = {**_ours(), **_li(), **_yuan(), **_gupta(), **_nctu
 
 
 def recipe(name: str) -> Recipe:
-    """A preset by name. Raises UserError that suggests the nearest."""
+    """A recipe by name. Raises UserError that suggests the nearest."""
     if name not in RECIPES:
         raise UserError(f"unknown recipe {name!r}{did_you_mean(name, RECIPES)}; train.py --list-recipes lists them")
     return RECIPES[name]
 
 
 def describe() -> str:
-    """Every preset with what was published for it, report by report; a note stands below the first that it is about."""
+    """Every recipe with what was published for it, report by report; a note stands below the first that it is about."""
     wide = max(map(len, RECIPES))
     lines, source, note = [], None, None
-    for name, preset in RECIPES.items():
-        if preset.source != source:
-            lines += ["", f"{preset.source}:"]
-        lines.append(f"  {name:{wide}}  {preset.published}")
-        if preset.note and preset.note != note:
-            lines += textwrap.wrap(preset.note, 110, initial_indent=" " * 6, subsequent_indent=" " * 6)
-        source, note = preset.source, preset.note
+    for name, item in RECIPES.items():
+        if item.source != source:
+            lines += ["", f"{item.source}:"]
+        lines.append(f"  {name:{wide}}  {item.published}")
+        if item.note and item.note != note:
+            lines += textwrap.wrap(item.note, 110, initial_indent=" " * 6, subsequent_indent=" " * 6)
+        source, note = item.source, item.note
     return "\n".join(lines[1:])

@@ -53,10 +53,10 @@ def test_config_survives_json():
     ("options", "says"),
     [
         ({"stem": "round"}, "--stem is one of cifar, imagenet, cifar-pool"),
-        ({"flip": 1.5}, "--flip is a share from 0 to 1"),
+        ({"flip": 1.5}, "--flip must be between 0 and 1"),
         ({"padding": -1}, "--padding must not be negative"),
         ({"nesterov": True, "optimizer": "adam"}, "--nesterov needs"),
-        ({"milestones": (5, 5)}, "--milestones must be positive and rise"),
+        ({"milestones": (5, 5)}, "--milestones must be positive and increasing"),
         ({"mean": (0.5, 0.5)}, "--mean needs 3 numbers"),
         ({"std": (0.5, 0.5, 0)}, "--std must be positive"),
         ({"image_size": 0}, "--image-size must be at least 1"),

@@ -157,9 +157,9 @@ def test_resume_after_a_kill(folder):
 
 def test_resume_goes_on_longer_with_epochs(folder):
     run(folder, "--epochs", 1, "--out", "r", "--schedule", "constant")
-    with pytest.raises(UserError, match="has finished its 1 epochs"):
+    with pytest.raises(UserError, match="has already finished its 1 epochs"):
         train.main(["--resume", "r"])
-    with pytest.raises(UserError, match=r"leave out --lr$"):
+    with pytest.raises(UserError, match=r"remove --lr$"):
         train.main(["--resume", "r", "--lr", "0.5"])
     train.main(["--resume", "r/last.pt", "--epochs", "2"])
     run(folder, "--epochs", 2, "--out", "whole", "--schedule", "constant")
@@ -213,9 +213,12 @@ def test_dry_run_says_what_would_happen_and_leaves_nothing(folder, capsys):
         (["--arch", "resnet18", "--batch-size", "11", "--stem", "imagenet"], "choose another size"),  # 34 images, 16x16
         (["--data", "nowhere"], "nowhere"),
         (["--lr", "nan"], "--lr must be positive"),
-        (["--milestones", "8", "4"], "must be positive and rise"),
-        (["--milestones", "200"], "--milestones 200 lies past the end, 164 epochs"),
-        (["--milestones", "5", "820", "--milestone-unit", "iterations"], "820 lies past the end, 820 iterations"),
+        (["--milestones", "8", "4"], "must be positive and increasing"),
+        (["--milestones", "200"], "--milestones 200 is never reached: the schedule ends after 164 epochs"),
+        (
+            ["--milestones", "5", "820", "--milestone-unit", "iterations"],
+            "820 is never reached: the schedule ends after 820 iterations",
+        ),
         (["--milestones", "2", "--schedule", "cosine"], "--milestones are for --schedule step"),
         (["--crop", "64"], "--crop is an option of --task crowd; this is --task classify"),
         (["--pretrained", "nowhere.pt"], "no checkpoint at nowhere.pt"),
@@ -251,7 +254,7 @@ def test_a_full_disk_is_one_line(folder, monkeypatch, capsys):
 
 def test_two_processes_are_one_clear_error(folder, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")  # as torchrun sets it
-    with pytest.raises(UserError, match="torchrun: training on several processes is not there yet"):
+    with pytest.raises(UserError, match="training with several processes is not supported yet"):
         run(folder, "--epochs", 1)
     assert not Path("runs").exists()
 
@@ -284,7 +287,7 @@ def test_resized_turned_and_limited(folder, capsys):
 def test_flags_that_contradict_a_recipe_win_and_say_so():
     flags = {"data": "digits", "lr": 0.1, "widths": [4, 4, 8]}
     *_, says = job.describe_recipe("digits", flags, job.configure(flags, "digits"))
-    assert says == "flags win over the recipe: --lr 0.1 (the recipe's: 0.2), --widths 4 4 8 (the recipe's: None)"
+    assert says == "flags override the recipe: --lr 0.1 (the recipe's: 0.2), --widths 4 4 8 (the recipe's: None)"
 
 
 def test_a_flag_that_a_recipe_does_not_go_with_names_both():

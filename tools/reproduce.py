@@ -1,13 +1,13 @@
-"""Run the presets, and put what they give beside what was published.
+"""Run the recipes, and put what they give beside what was published.
 
-    python -m tools.reproduce all --smoke --data FOLDER            each preset alive, in minutes; claims no accuracy
+    python -m tools.reproduce all --smoke --data FOLDER            each recipe alive, in minutes; claims no accuracy
     python -m tools.reproduce nctu-resnet18 nctu-resnet18-plain    these two
     python -m tools.reproduce 'gupta-*' --seeds 3                  by pattern, three seeds each
-    timeout -s INT 3600 python -m tools.reproduce all              what an hour gives, the most telling first
+    timeout -s INT 3600 python -m tools.reproduce all              as many as fit in an hour, the most informative first
     python -m tools.reproduce                                      only the table of what has run
 
 A run that is finished is skipped, one that was interrupted goes on where it was, and one that fails leaves the others
-be. A preset that starts from ImageNet's weights starts from random ones where they cannot be had, and its row says so.
+be. A recipe that starts from ImageNet's weights starts from random ones where they cannot be had, and its row says so.
 
 After every run, results/RECIPE[-seedN] keeps what is small of it: config.json, environment.jsonl, metrics.jsonl. Such a
 record gives way only to more epochs of the same experiment. RESULTS.md and the pictures of runs over each other are
@@ -36,8 +36,8 @@ from resnet_min.tasks.options import TaskConfig
 
 # The order of `all`: what tells most comes first, and the rest after it.
 FIRST = ("digits", "nctu-*", "yuan-v2-sgd", "yuan-resnet18", "li-resnet34-scratch", "qiu-resnet18", "gupta-*", "ours-*")
-PART_B = "data/part_B_final"  # the one data set that some presets want and that cannot be downloaded
-# A preset alive: both phases of training, validation and test, on a few images.
+PART_B = "data/part_B_final"  # the one data set that some recipes want and that cannot be downloaded
+# A recipe alive: both phases of training, validation and test, on a few images.
 SMOKE = dict(epochs=2, limit=16, batch_size=8)
 OVERLAYS = {
     "overlay-nctu.png": ("nctu-resnet18", "nctu-resnet18-plain", "nctu-resnet50", "nctu-resnet50-plain"),
@@ -59,12 +59,14 @@ def get_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         "recipes", nargs="*", metavar="RECIPE",
-        help="presets by name or pattern, or all (train.py --list-recipes lists them)",
+        help="recipes by name or pattern, or all (train.py --list-recipes lists them)",
     )  # fmt: skip
     parser.add_argument("--smoke", action="store_true", help="a few steps on a few images of each split")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="run each with seeds 0 to N-1 (default: 1)")
     parser.add_argument("--data", metavar="PATH", help="CIFAR-10 as an image folder, in place of the named data set")
-    parser.add_argument("--crowd-data", metavar="PATH", help="ShanghaiTech Part B; without it, all leaves crowds out")
+    parser.add_argument(
+        "--crowd-data", metavar="PATH", help="ShanghaiTech Part B; without it, all skips the crowd recipes"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--runs", metavar="DIR", help="folder of the runs (default: runs/reproduce, or runs/smoke)")
     parser.add_argument(
@@ -74,8 +76,8 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def select(patterns: list[str], crowds: bool) -> list[str]:
-    """The presets that names, patterns and `all` stand for, each once. Raises UserError for one that fits nothing."""
-    every = [name for name, preset in recipes.RECIPES.items() if crowds or preset.settings["data"] != PART_B]
+    """The recipes that names, patterns and `all` stand for, each once. Raises UserError for one that fits nothing."""
+    every = [name for name, item in recipes.RECIPES.items() if crowds or item.settings["data"] != PART_B]
     chosen = []
     for pattern in patterns:
         if pattern == "all":
@@ -83,7 +85,7 @@ def select(patterns: list[str], crowds: bool) -> list[str]:
         elif any(mark in pattern for mark in "*?["):
             fitting = fnmatch.filter(recipes.RECIPES, pattern)
             if not fitting:
-                raise UserError(f"no recipe fits {pattern!r}; train.py --list-recipes lists them")
+                raise UserError(f"no recipe matches {pattern!r}; train.py --list-recipes lists them")
             chosen += fitting
         else:
             recipes.recipe(pattern)
@@ -93,17 +95,17 @@ def select(patterns: list[str], crowds: bool) -> list[str]:
 
 def settings_of(recipe: str, seed: int, args: argparse.Namespace) -> dict[str, object]:
     """The flags of train.py that make `recipe` this run: the seed, the data's place, and for --smoke its small size."""
-    preset = recipes.recipe(recipe).settings
+    own = recipes.recipe(recipe).settings
     flags = {"seed": seed, "device": args.device}
-    if place := {"cifar10": args.data, PART_B: args.crowd_data}.get(preset["data"]):
+    if place := {"cifar10": args.data, PART_B: args.crowd_data}.get(own["data"]):
         flags["data"] = place
     if args.smoke:
         flags |= SMOKE
-        if preset.get("val_size"):
+        if own.get("val_size"):
             flags["val_size"] = SMOKE["limit"]
-        if preset.get("freeze_epochs"):
+        if own.get("freeze_epochs"):
             flags["freeze_epochs"] = 1
-    if preset.get("pretrained") == "imagenet" and (why := no_weights(preset["arch"])):
+    if own.get("pretrained") == "imagenet" and (why := no_weights(own["arch"])):
         print(f"{recipe}: {why}; starting from random weights", file=sys.stderr)
         flags["pretrained"] = "none"
     return flags
@@ -168,8 +170,8 @@ def record(result: tables.Result, runs: Path, records: Path) -> None:
     run is not what its folder's name says, but for its epochs.
     """
     folder, to = (tables.folder_of(place, result.recipe, result.seed) for place in (runs, records))
-    preset = tasks.make_config({**recipes.recipe(result.recipe).settings, "seed": result.seed})
-    if differ := differences(result.config, preset, besides=("epochs",)):
+    wanted = tasks.make_config({**recipes.recipe(result.recipe).settings, "seed": result.seed})
+    if differ := differences(result.config, wanted, besides=("epochs",)):
         raise UserError(f"{folder} is another experiment than its name says ({differ})")
     there = tables.read(records, result.recipe, result.seed)
     starts = result.starts
@@ -254,7 +256,7 @@ def main(argv: list[str] | None = None) -> None:
     out = Path(args.out or (runs if args.smoke else "."))
     path = out / "RESULTS.md"
     if path.is_file() and not path.read_text(encoding="utf-8").startswith(tables.TITLES[args.smoke] + "\n"):
-        raise UserError(f"{path} is no table that this command would write: name another --out")
+        raise UserError(f"{path} was not written by this command: name another --out")
     if any(recipes.recipe(name).settings["data"] == "cifar10" for name in chosen):
         from resnet_min import data
 
@@ -276,7 +278,7 @@ def main(argv: list[str] | None = None) -> None:
     if failed:
         raise UserError(f"{len(failed)} of {len(chosen)} recipes failed: {', '.join(failed)}")
     if not table:
-        raise UserError(f"nothing has run in {runs}: name recipes to run, or all")
+        raise UserError(f"no runs in {runs}: name recipes to run, or all")
 
 
 if __name__ == "__main__":

@@ -50,7 +50,9 @@ def cached(
             why = getattr(error, "strerror", None) or "no space left?"
     if cache_dir is not None:
         raise UserError(f"cannot write to --cache-dir {cache_dir}: {why}")
-    print(f"warning: nowhere to keep {name} decoded, so every run decodes it ({places[-1]}: {why})", file=sys.stderr)
+    print(
+        f"warning: no writable cache for {name}, so every run decodes it again ({places[-1]}: {why})", file=sys.stderr
+    )
     return content
 
 

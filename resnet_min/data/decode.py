@@ -83,4 +83,4 @@ def read_image(file: str, size: int) -> tuple[Tensor, str]:
         was, kind = f"{original.width}x{original.height} {original.mode}", original.format
     if was == f"{size}x{size} RGB":
         return image, ""
-    return image, f"{was} {kind} to {size}x{size} RGB (its shorter side resized, its middle kept)"
+    return image, f"{was} {kind} to {size}x{size} RGB (shorter side resized, centre cropped)"

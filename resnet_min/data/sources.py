@@ -54,7 +54,7 @@ def resolve_auto(data: str, data_dir: str | os.PathLike) -> str:
     why = unreachable(CIFAR10.url)
     if why is None:
         return "cifar10"
-    print(f"NO CIFAR-10, USING THE SMALL DIGITS INSTEAD: {_absent('cifar10', data_dir, why)}", file=sys.stderr)
+    print(f"CIFAR-10 NOT FOUND, USING THE BUNDLED DIGITS: {_absent('cifar10', data_dir, why)}", file=sys.stderr)
     return "digits"
 
 
@@ -104,7 +104,7 @@ def _download(name: str, data_dir: Path, folder: Path) -> None:
             return
         except Exception as error:  # urllib, tarfile and torchvision each have their own
             why = str(error)
-    raise UserError(f"{_absent(name, data_dir, why)}; or take --data digits, which needs no download")
+    raise UserError(f"{_absent(name, data_dir, why)}; or use --data digits, which needs no download")
 
 
 def _absent(name: str, data_dir: str | os.PathLike, why: str) -> str:

@@ -46,15 +46,15 @@ def configure(flags: Mapping[str, Any], recipe_name: str | None) -> TaskConfig:
 def describe_recipe(name: str, flags: Mapping[str, Any], config: TaskConfig) -> Iterator[str]:
     """Where a recipe is from, what was published for it, and which flags changed it, line by line."""
     about = recipes.recipe(name)
-    preset = tasks.make_config(about.settings)
+    unchanged = tasks.make_config(about.settings)
     yield f"recipe: {name}, {about.source}; published: {about.published}" + (f"; {about.note}" if about.note else "")
     changed = [
-        f"{flag(option)} {shown(getattr(config, option))} (the recipe's: {shown(getattr(preset, option))})"
+        f"{flag(option)} {shown(getattr(config, option))} (the recipe's: {shown(getattr(unchanged, option))})"
         for option in flags
-        if getattr(config, option) != getattr(preset, option)
+        if getattr(config, option) != getattr(unchanged, option)
     ]
     if changed:
-        yield f"flags win over the recipe: {', '.join(changed)}"
+        yield f"flags override the recipe: {', '.join(changed)}"
 
 
 def reopen(resume: str, flags: Mapping[str, Any]) -> tuple[TaskConfig, Path]:
@@ -63,14 +63,12 @@ def reopen(resume: str, flags: Mapping[str, Any]) -> tuple[TaskConfig, Path]:
     Raises UserError for another flag, a checkpoint that cannot be read, and a run that is finished.
     """
     if wrong := [flag(name) for name in flags if name != "epochs"]:
-        raise UserError(
-            f"--resume takes everything from the run itself, but for --epochs; leave out {', '.join(wrong)}"
-        )
+        raise UserError(f"--resume takes every option but --epochs from the run; remove {', '.join(wrong)}")
     path = checkpoint.find(resume)
     saved = checkpoint.load(path)
     config = dataclasses.replace(tasks.read_config(saved["config"]), **flags)
     if saved["epoch"] >= config.epochs:
-        raise UserError(f"{path} has finished its {saved['epoch']} epochs; a larger --epochs goes on")
+        raise UserError(f"{path} has already finished its {saved['epoch']} epochs; pass a larger --epochs to continue")
     return config, path
 
 
@@ -82,7 +80,10 @@ def check_milestones(config: TaskConfig, steps: int) -> None:
     if config.milestone_unit == "iterations":
         end *= steps
     if config.milestones[-1] >= end:
-        raise UserError(f"--milestones {config.milestones[-1]} lies past the end, {end} {config.milestone_unit}")
+        raise UserError(
+            f"--milestones {config.milestones[-1]} is never reached: "
+            f"the schedule ends after {end} {config.milestone_unit}"
+        )
 
 
 @dataclass
@@ -130,8 +131,8 @@ def prepare(config: TaskConfig, where: Hardware) -> Job:
     maps = backbone_of(net.eval()).features(torch.zeros(1, 3, *batches.size))
     if images % config.batch_size == 1 and maps[0, 0].numel() == 1:
         raise UserError(
-            f"--batch-size {config.batch_size} leaves a last batch of one image, and its 1x1 maps no batch statistics; "
-            "choose another size"
+            f"--batch-size {config.batch_size} leaves one image in the last batch; batch norm cannot "
+            "normalise its 1x1 maps, so choose another size"
         )
     net.to(where.device, memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
     held_out = {

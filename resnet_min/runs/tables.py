@@ -1,4 +1,4 @@
-"""Runs of presets beside what was published for them: what a folder of runs holds, and the tables of RESULTS.md."""
+"""Runs of recipes beside what was published for them: what a folder of runs holds, and the tables of RESULTS.md."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SMOKE_COLUMNS = ("recipe", "parameters", "started from", "steps", "training time
 
 @dataclass(frozen=True)
 class Result:
-    """One run of a preset, finished or not."""
+    """One run of a recipe, finished or not."""
 
     recipe: str
     seed: int
@@ -50,7 +50,7 @@ class Result:
 
 
 def folder_of(runs: Path, recipe: str, seed: int) -> Path:
-    """Where the run of a preset and seed belongs under `runs`."""
+    """Where the run of a recipe and seed belongs under `runs`."""
     return runs / (recipe if seed == 0 else f"{recipe}-seed{seed}")
 
 
@@ -83,7 +83,7 @@ def read_starts(folder: Path) -> list[dict[str, Any]]:
 
 
 def read(runs: Path, recipe: str, seed: int) -> Result | None:
-    """The run of a preset and seed under `runs`; None before its first epoch is over. Raises UserError if damaged."""
+    """The run of a recipe and seed under `runs`; None before its first epoch is over. Raises UserError if damaged."""
     folder = folder_of(runs, recipe, seed)
     metrics = folder / "metrics.jsonl"
     if not metrics.is_file() or b"\n" not in metrics.read_bytes():
@@ -100,7 +100,7 @@ def read(runs: Path, recipe: str, seed: int) -> Result | None:
 
 
 def read_all(runs: Path) -> tuple[dict[str, list[Result]], list[str]]:
-    """recipe -> its runs under `runs`, by seed, for every preset that has one; and what to say of those damaged."""
+    """recipe -> its runs under `runs`, by seed, for every recipe that has one; and what to say of those damaged."""
     found, damaged = {}, []
     for recipe in RECIPES:
         results, seeds = [], [0]
@@ -137,7 +137,7 @@ def epoch_to_converge(rows: Sequence[Mapping[str, float]]) -> int | None:
 
 
 def table(found: Mapping[str, Sequence[Result]], failed: Mapping[str, str]) -> Table:
-    """Ours beside the published: a row for each preset of `found`, and of `failed` (recipe -> why)."""
+    """Ours beside the published: a row for each recipe of `found`, and of `failed` (recipe -> why)."""
     rows = {}
     for recipe in RECIPES:
         if recipe in found:
@@ -163,7 +163,7 @@ def _row(recipe: str, results: Sequence[Result], failed: str | None) -> dict[str
         last = f"in epoch {results[0].rows[-1]['epoch'] + 1} of {config.epochs}"
     epochs = RECIPES[recipe].settings.get("epochs", config.epochs)
     if config.epochs != epochs:
-        last += f", {config.epochs} epochs for the preset's {epochs}"
+        last += f", {config.epochs} epochs for the recipe's {epochs}"
     if failed:
         last = f"{last}; {failed}"
     shown = done or results
@@ -202,11 +202,11 @@ def parameters(config: TaskConfig) -> int:
 
 
 def started_from(recipe: str, config: TaskConfig) -> str:
-    """The weights that a run began with, and whether they are not those that its preset wants."""
+    """The weights that a run began with, and whether they are not those that its recipe wants."""
     if config.pretrained != "none":
         return "ImageNet" if config.pretrained == "imagenet" else config.pretrained
     wanted = RECIPES[recipe].settings.get("pretrained", "none")
-    return "random" if wanted == "none" else "**random**, ImageNet's not to be had"
+    return "random" if wanted == "none" else "**random**, ImageNet weights unavailable"
 
 
 def mean_and_deviation(values: Sequence[float], unit: str) -> str:
@@ -216,7 +216,7 @@ def mean_and_deviation(values: Sequence[float], unit: str) -> str:
 
 
 def smoke_table(found: Mapping[str, Sequence[Result]], failed: Mapping[str, str]) -> Table:
-    """That every preset ran: a row each, with no accuracy."""
+    """That every recipe ran: a row each, with no accuracy."""
     rows = {}
     for recipe in RECIPES:
         if recipe in failed:
@@ -239,7 +239,7 @@ def keep(rows: Table, old: Table) -> tuple[Table, list[str]]:
     """`rows`, but as they stand in an older table those that rest on less than there; and which these are."""
     kept = [recipe for recipe in old if recipe not in rows or _worth(rows[recipe]) < _worth(old[recipe])]
     merged = rows | {recipe: old[recipe] for recipe in kept}
-    order = dict.fromkeys([*RECIPES, *merged])  # by report; last those that are presets no more
+    order = dict.fromkeys([*RECIPES, *merged])  # by report; last those that are recipes no more
     return {recipe: merged[recipe] for recipe in order if recipe in merged}, kept
 
 
@@ -282,7 +282,7 @@ FOOTNOTES = (
     "² the first epoch whose training loss is within 2% of its whole fall above its lowest; none while it falls. "
     "The test accuracy of the last epoch is ours, and the gap is from it. Times are of the training passes alone."
 )
-TITLES = {False: "# Results", True: "# Every preset alive"}  # with --smoke or without
+TITLES = {False: "# Results", True: "# Every recipe alive"}  # with --smoke or without
 FACTS = ("data", "processor", "torch", "kernels", "git_revision")
 
 
@@ -298,9 +298,9 @@ def heading(found: Mapping[str, Sequence[Result]], smoke: bool, old: str = "") -
         if values:
             lines.append(f"- {name}: {'; '.join(sorted(values))}")
     what = (
-        "A few steps on a few images: these figures say that each preset runs, and nothing of how well it learns."
+        "A few steps on a few images: these figures say that each recipe runs, and nothing of how well it learns."
         if smoke
         else "Written by `python -m tools.reproduce` from `results/`: "
-        "each preset's own run beside what its report published."
+        "each recipe's own run beside what its report published."
     )
     return "\n\n".join([TITLES[smoke], what, "\n".join(lines)])

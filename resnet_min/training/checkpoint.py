@@ -110,7 +110,7 @@ def read(path: Path) -> Any:
         ) from None
     except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
         why = (str(error).splitlines() or ["it ends too early"])[0]
-        raise UserError(f"{path} is not a readable checkpoint, truncated perhaps: {why}") from None
+        raise UserError(f"{path} is not a readable checkpoint, perhaps truncated: {why}") from None
 
 
 def load(path: str | Path) -> dict[str, Any]:

@@ -19,8 +19,8 @@ MAY_DIFFER = ("conv1.weight", "fc.weight", "fc.bias")  # another stem, another n
 def load_pretrained(net: nn.Module, source: str, arch: str) -> list[str]:
     """Fill the ResNet that `net` is or holds with the weights of `source`; the names of those it has in another shape.
 
-    source: "imagenet", torchvision's for `arch`; or a file: a state_dict by torchvision's names, or a checkpoint or run
-    of ours. Only the first convolution and fc may be of another shape, and stay as they were drawn. A ResNet whose fc
+    source: "imagenet", torchvision's for `arch`; or a file: a state_dict with torchvision's names, or a checkpoint or
+    run of ours. Only the first convolution and fc may be of another shape, and stay as they were drawn. A ResNet whose fc
     was taken away, as an encoder's is, may also have fewer stages.
     Raises UserError where the weights cannot be had, or are another architecture's.
     """
@@ -74,7 +74,9 @@ def _read(source: str) -> dict[str, Tensor]:
     content = checkpoint.read(path)
     weights = content.get("model", content) if isinstance(content, dict) else {}
     if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise UserError(f"{path} holds no weights: wanted a state_dict by torchvision's names, or a checkpoint of ours")
+        raise UserError(
+            f"{path} holds no weights: wanted a state_dict with torchvision's names, or a resnet_min checkpoint"
+        )
     return weights
 
 

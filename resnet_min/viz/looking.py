@@ -83,7 +83,9 @@ def features(view: View, subject: Subject, layer: str, channel: int | None, path
             channels = strongest(maps, FEW)
             rows.append([Panel(*both) for both in zip(coloured(maps, channels), map(str, channels), strict=True)])
             labels.append(f"{name}\n{' × '.join(map(str, maps.shape))}")
-        note = "Channels that reach highest, each under its number. Dark is zero; each layer has its own scale."
+        note = (
+            "The most strongly activated channels, each under its number. Dark is zero; each layer has its own scale."
+        )
         return pictures.panels(rows, path, title=subject.caption, labels=labels, note=note)
     maps = made[layer]
     count, height, width = maps.shape
@@ -91,7 +93,7 @@ def features(view: View, subject: Subject, layer: str, channel: int | None, path
     if channel is not None:
         title, channels = f"{layer}: channel {channel} of {count}, {height}×{width}", [channel]
     elif count > MOST_MAPS:
-        title += f" (shown: the {MOST_MAPS} that reach highest)"
+        title += f" (shown: the {MOST_MAPS} most strongly activated)"
         channels = sorted(strongest(maps, MOST_MAPS))
     pictures.features(subject.picture, maps[channels], path, title=f"{subject.caption}\n{title}", numbers=channels)
 
@@ -104,7 +106,7 @@ def top(
     channel: int | None,
     path: Path,
 ) -> None:
-    """The images that excite a channel most, or those of the channels that reach highest.
+    """The images that excite a channel most, or those of the most strongly activated channels.
 
     batches_of: numbers of images, from 0 to `count` - 1 -> (images as the network takes them, targets) of these.
     """
@@ -121,7 +123,7 @@ def top(
             what = view.classes[target][:12] if view.classes else f"{target:g}"
             row.append(Panel(view.picture(x), f"{image}: {what}\n{peaks[image, number]:.2f}", box))
         rows += [row[start : start + FEW] for start in range(0, len(row), FEW)]
-    which = "the channels that reach highest" if channel is None else f"channel {channel}"
+    which = "the most strongly activated channels" if channel is None else f"channel {channel}"
     pictures.panels(
         rows, path, labels=[str(number) for number in channels] if channel is None else (),
         title=f"{layer}, {which}: the images that excite {'each' if channel is None else 'it'} most",
@@ -184,5 +186,5 @@ def gradcam(view: View, subject: Subject, layer: str, target: int, path: Path) -
     for name in layers.chosen(view.model, layer):
         heat = activations.gradcam(view.model, subject.x, name, target)[0].numpy()
         row.append(Panel(subject.picture, name if heat.any() else f"{name}: nothing", heat=heat))
-    title = f"{subject.caption}\nGrad-CAM: what speaks for {view.classes[target]}"
-    pictures.panels([row], path, title=title, note="Bright speaks for the class; each map has its own scale.")
+    title = f"{subject.caption}\nGrad-CAM: evidence for {view.classes[target]}"
+    pictures.panels([row], path, title=title, note="Bright: evidence for the class; each map has its own scale.")

@@ -10,7 +10,7 @@ from resnet_min.tasks import make_config
 
 
 def make_run(runs, recipe, *, seed=0, accuracy=90.0, epochs=None, **settings):
-    """A run's folder as train.py leaves it, without checkpoints; `epochs` done of those that the preset has."""
+    """A run's folder as train.py leaves it, without checkpoints; `epochs` done of those that the recipe has."""
     config = make_config({**RECIPES[recipe].settings, "seed": seed, **settings})
     folder = tables.folder_of(runs, recipe, seed)
     folder.mkdir(parents=True)
@@ -76,7 +76,7 @@ def test_a_table_puts_ours_beside_the_published(tmp_path):
     assert nctu["test, last epoch"] == "93.00% ± 1.00 (n = 3)" and nctu["published test"] == "> 91%"
     assert [result.seed for result in found["nctu-resnet18"]] == [0, 1, 12]
     gupta = cells(table, "gupta-finetune")
-    assert gupta["started from"] == "**random**, ImageNet's not to be had"
+    assert gupta["started from"] == "**random**, ImageNet weights unavailable"
     assert gupta["training time (published)"] == "40 s (362 s)"
     assert cells(table, "nctu-resnet50")["test, last epoch"] == "in epoch 8 of 164"
     assert cells(table, "yuan-v1-adam")["test, last epoch"] == "failed: the loss is nan"

@@ -443,7 +443,7 @@ def test_visualize_lays_the_density_over_a_picture(trained, capsys):
     visualize.main(["run", "--image", "part/test_data/images/IMG_1.jpg"])
     heads = len(reader.load("part").test.points[0])
     assert f"heads predicted, {heads} marked in its annotation" in capsys.readouterr().out
-    assert Image.open("run/answer-IMG_1.png").size[0] > 600
+    assert Image.open("run/prediction-IMG_1.png").size[0] > 600
     Image.new("L", (50, 70)).save("grey.png")
     visualize.main(["run", "--image", "grey.png", "--out", "new.png"])
     assert "marked" not in capsys.readouterr().out and Path("new.png").exists()
@@ -461,5 +461,5 @@ def test_the_looking_tools_take_a_crowds_encoder(trained, capsys):
     for what in ("features", "top", "reconstruct"):
         visualize.main(["run", "--layer", "layer1", "--what", what])
         assert Image.open(f"run/{what}-layer1.png").size[0] > 400
-    with pytest.raises(UserError, match="gradcam wants a network with classes; run/last.pt has none"):
+    with pytest.raises(UserError, match="gradcam needs a classifier; run/last.pt is not one"):
         visualize.main(["run", "--layer", "layer1", "--what", "gradcam"])

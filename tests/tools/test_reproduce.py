@@ -33,7 +33,7 @@ def images(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def small(tmp_path, monkeypatch, images):
-    """Every preset with a small net, few images, and empty files for pictures: only what these cost is left out."""
+    """Every recipe with a small net, few images, and empty files for pictures: only what these cost is left out."""
     monkeypatch.chdir(tmp_path)
     for name, preset in list(recipes.RECIPES.items()):
         if preset.settings.get("task") == "crowd":
@@ -44,7 +44,7 @@ def small(tmp_path, monkeypatch, images):
         tiny["batch_size"] = 16
         if "resize" in tiny:
             tiny["resize"] = 40
-        monkeypatch.setitem(recipes.RECIPES, name, dataclasses.replace(preset, settings=tiny))
+        monkeypatch.setitem(recipes.RECIPES, name, dataclasses.replace(recipe, settings=tiny))
     monkeypatch.setattr(reproduce, "no_weights", lambda arch: "no network")
     monkeypatch.setattr(
         figures, "curves", lambda runs, path, figure: (path.parent.mkdir(exist_ok=True), path.write_text(""))
@@ -55,7 +55,7 @@ def rows(folder):
     return [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text().splitlines()]
 
 
-def test_every_preset_is_alive(capsys):
+def test_every_recipe_is_alive(capsys):
     reproduce.main(["all", "--smoke"])
     text = Path("runs/smoke/RESULTS.md").read_text()
     out = capsys.readouterr().out
@@ -63,7 +63,7 @@ def test_every_preset_is_alive(capsys):
     for name in names:
         assert [row["epoch"] for row in rows(f"runs/smoke/{name}")] == [1, 2], name
         assert f"| {name} " in text
-    assert text.count("**random**, ImageNet's not to be had") == 4 and "accuracy" not in text
+    assert text.count("**random**, ImageNet weights unavailable") == 4 and "accuracy" not in text
     assert "learning rates" not in out and not list(Path("runs").rglob("*.pt"))
     reproduce.main(["all", "--smoke"])
     assert capsys.readouterr().out.count(": done\n") == len(names)
@@ -160,7 +160,7 @@ def interrupted(*args, **options):
 
 def test_the_table_here_is_what_the_records_here_give(monkeypatch):
     for name, preset in PRESETS.items():
-        monkeypatch.setitem(recipes.RECIPES, name, preset)
+        monkeypatch.setitem(recipes.RECIPES, name, recipe)
     shutil.copytree(REPOSITORY / "results", "results")
     reproduce.main(["--out", "."])
     assert Path("RESULTS.md").read_text() == (REPOSITORY / "RESULTS.md").read_text()
@@ -185,7 +185,7 @@ def test_where_nothing_is_known_nothing_is_written(monkeypatch):
     assert not Path("RESULTS.md").exists() and not Path("results").exists()
 
 
-def test_one_preset_leaves_the_other_rows_be(monkeypatch):
+def test_one_recipe_leaves_the_other_rows_be(monkeypatch):
     make_run("results", "ours-resnet56", 4)
     reproduce.main([])
     monkeypatch.setitem(recipes.RECIPES["digits"].settings, "epochs", 1)
@@ -293,19 +293,19 @@ def test_a_run_cut_off_before_its_first_epoch_begins_anew(monkeypatch):
 
 def test_a_table_of_something_else_is_left_alone():
     make_run("results", "digits", 20)
-    Path("RESULTS.md").write_text("# Every preset alive\n")
-    with pytest.raises(UserError, match="RESULTS.md is no table that this command would write: name another --out"):
+    Path("RESULTS.md").write_text("# Every recipe alive\n")
+    with pytest.raises(UserError, match="RESULTS.md was not written by this command: name another --out"):
         reproduce.main([])
-    assert Path("RESULTS.md").read_text() == "# Every preset alive\n"
+    assert Path("RESULTS.md").read_text() == "# Every recipe alive\n"
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (["digit"], "unknown recipe 'digit', did you mean digits?"),
-        (["x*"], "no recipe fits 'x\\*'"),
+        (["x*"], "no recipe matches 'x\\*'"),
         (["digits", "--seeds", "0"], "--seeds must be at least 1; got 0"),
-        ([], "nothing has run in runs/reproduce"),
+        ([], "no runs in runs/reproduce"),
     ],
 )
 def test_bad_input(arguments, says):

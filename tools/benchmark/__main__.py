@@ -73,7 +73,7 @@ def begun(path: Path | None, facts: dict[str, Any]) -> list[Row]:
         table = json.loads(path.read_text())
         rows, theirs = table["rows"], {key: table[key] for key in facts}
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"--json {path} is no table of this script; name another file") from None
+        raise UserError(f"--json {path} was not written by this command; name another file") from None
     if other := [key for key in facts if theirs[key] != facts[key]]:
         raise UserError(f"--json {path} was made with other {other[0]}; name another file, or remove it")
     return rows
@@ -102,7 +102,8 @@ def main(argv: list[str] | None = None) -> None:
         if any(case.about.items() <= row.items() for row in rows):
             continue
         if time.monotonic() - started > 60 * MINUTES:
-            print(f"stopped after {MINUTES} minutes; the same command{'' if args.json else ' with --json'} goes on")
+            more = "" if args.json else " with --json"
+            print(f"stopped after {MINUTES} minutes; run the same command{more} to continue")
             break
         for row in timing.run(case, args.device):
             print_row(row, first=not rows)

@@ -19,7 +19,7 @@ from .timing import Call, Case
 
 
 def cases(args: argparse.Namespace) -> Iterator[Case]:
-    """`ops.crop_flip` against torchvision image by image, a batched gather, its own twin, and a plain copy.
+    """`ops.crop_flip` against torchvision image by image, a batched gather, its reference, and a plain copy.
 
     Every call takes other images of 50,000 random ones (what they show does not matter to a gather) and drops its
     output. The copy reads and writes an output's worth of memory: what no operator with a fresh output can beat.
@@ -98,7 +98,7 @@ def normalised(cropped: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def check(batches: dict[str, Tensor], planar: Tensor, draw: tuple[Tensor, Tensor, Tensor]) -> None:
-    """All that take draws must make the same batch of the first: ours and its twin to the bit; and so torchvision."""
+    """All that take draws must make the same batch of the first: ours and the reference bit for bit; and so torchvision."""
     ours = batches["ours"]
     for name in ("reference", "copy of a batch"):
         torch.testing.assert_close(batches[name], ours, rtol=0, atol=0)

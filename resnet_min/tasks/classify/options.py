@@ -16,12 +16,12 @@ class ClassifyConfig(TaskConfig):
     """Options of a run that learns classes."""
 
     figure: ClassVar[Figure] = Figure("accuracy", "accuracy", "%", max, axis="accuracy (%)")
-    purpose: ClassVar[str] = "tell classes apart"
+    purpose: ClassVar[str] = "classify images"
     evaluation: ClassVar[dict[str, dict[str, Any]]] = {
         "confusion": dict(action="store_true", help="draw the confusion matrix"),
         "roc": dict(action="store_true", help="draw the ROC curve of each class against the rest"),
-        "reliability": dict(action="store_true", help="draw how often predictions of a confidence are right"),
-        "tta": dict(choices=("flip",), help="mean logits of each image and its mirror image"),
+        "reliability": dict(action="store_true", help="draw the reliability diagram (accuracy against confidence)"),
+        "tta": dict(choices=("flip",), help="average the logits of each image and its mirror image"),
     }
 
     task: str = option("classify", "what to train for")
@@ -29,7 +29,7 @@ class ClassifyConfig(TaskConfig):
     image_size: int | None = option(None, "resize and centre-crop an image folder to this size (default 32)", type=int)
     padding: int = option(4, "zero-pad by this many pixels, then crop at random; 0 for no crop", type=int)
     resize: int | None = option(None, "then resize each batch to this height and width, on the device", type=int)
-    rotation: float = option(0.0, "then turn each image by up to this many degrees, either way", type=float)
+    rotation: float = option(0.0, "then rotate each image by a random angle of up to this many degrees", type=float)
     label_smoothing: float = option(0.0, "label smoothing, 0 to 1", type=float)
 
     def __post_init__(self) -> None:
@@ -38,7 +38,7 @@ class ClassifyConfig(TaskConfig):
         self.check_at_least(0, "padding")
         self.check_shares("dropout", "label_smoothing")
         if not 0 <= self.rotation <= 180:
-            raise UserError(f"--rotation is from 0 to 180 degrees; got {self.rotation:g}")
+            raise UserError(f"--rotation must be between 0 and 180 degrees; got {self.rotation:g}")
 
     def make_task(self) -> Any:
         from .task import Classify

@@ -20,7 +20,7 @@ class CrowdConfig(TaskConfig):
     figure: ClassVar[Figure] = Figure(
         "mae", "MAE", "", min, axis="MAE of counts (training: of crops)", log=True, beside=("mse", "MSE")
     )
-    purpose: ClassVar[str] = "count heads by a density map"
+    purpose: ClassVar[str] = "count people with a density map"
 
     task: str = option("crowd", "what to train for")
     data: str = option("data/part_B_final", "a part of ShanghaiTech")
@@ -32,7 +32,7 @@ class CrowdConfig(TaskConfig):
     sigma: float | None = option(
         None, "width of a head's Gaussian, in pixels (default: by the distance to its nearest heads)", type=float
     )
-    count_weight: float = option(0.0, "weight in the loss of the count's absolute error", type=float)
+    count_weight: float = option(0.0, "weight of the absolute count error in the loss", type=float)
 
     def __post_init__(self) -> None:
         super().__post_init__()
