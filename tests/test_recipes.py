@@ -11,17 +11,17 @@ from resnet_min.tasks import make_config
 
 
 def test_every_recipe_is_a_config_with_a_source():
-    for name, preset in RECIPES.items():
-        make_config(preset.settings)
-        assert recipe(name) is preset and preset.source and str(preset.published)
-        wanted = "imagenet" in str(preset.settings.get("pretrained"))
+    for name, item in RECIPES.items():
+        make_config(item.settings)
+        assert recipe(name) is item and item.source and str(item.published)
+        wanted = "imagenet" in str(item.settings.get("pretrained"))
         assert wanted == (name in ("li-resnet34-finetune", "gupta-finetune", "gupta-freeze6", "gupta-freeze10"))
 
 
 def test_the_list_names_every_recipe_and_what_was_published():
     text = describe()
-    for name, preset in RECIPES.items():
-        assert f"  {name} " in text and str(preset.published) in text and f"{preset.source}:\n" in text
+    for name, item in RECIPES.items():
+        assert f"  {name} " in text and str(item.published) in text and f"{item.source}:\n" in text
     assert "li-resnet34-scratch            test 91.31%, converges at epoch 100\n" in text
     assert "gupta-scratch                  train 97.8%, val 73.7%, test 73%, 364 s\n" in text
 

@@ -20,8 +20,8 @@ def load_pretrained(net: nn.Module, source: str, arch: str) -> list[str]:
     """Fill the ResNet that `net` is or holds with the weights of `source`; the names of those it has in another shape.
 
     source: "imagenet", torchvision's for `arch`; or a file: a state_dict with torchvision's names, or a checkpoint or
-    run of ours. Only the first convolution and fc may be of another shape, and stay as they were drawn. A ResNet whose fc
-    was taken away, as an encoder's is, may also have fewer stages.
+    run of ours. Only the first convolution and fc may be of another shape, and stay as they were drawn. A ResNet
+    without an fc, as an encoder is, may also have fewer stages.
     Raises UserError where the weights cannot be had, or are another architecture's.
     """
     weights = imagenet(arch) if source == "imagenet" else _read(source)

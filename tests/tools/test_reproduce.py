@@ -15,7 +15,7 @@ from resnet_min.viz import figures
 from tools import reproduce
 
 REPOSITORY = Path(__file__).parents[2]
-PRESETS = dict(recipes.RECIPES)
+RECIPES_HERE = dict(recipes.RECIPES)
 
 
 @pytest.fixture(scope="module")
@@ -35,16 +35,16 @@ def images(tmp_path_factory):
 def small(tmp_path, monkeypatch, images):
     """Every recipe with a small net, few images, and empty files for pictures: only what these cost is left out."""
     monkeypatch.chdir(tmp_path)
-    for name, preset in list(recipes.RECIPES.items()):
-        if preset.settings.get("task") == "crowd":
+    for name, item in list(recipes.RECIPES.items()):
+        if item.settings.get("task") == "crowd":
             continue
-        stages = 3 if preset.settings["arch"] in ("resnet20", "resnet56") else 4
+        stages = 3 if item.settings["arch"] in ("resnet20", "resnet56") else 4
         # No fewer channels: backward, torch 2.14's strided 1x1 convolution of 8 channels writes out of bounds.
-        tiny = dict(preset.settings, data=str(images), blocks=(1,) * stages, widths=(16,) * stages)
+        tiny = dict(item.settings, data=str(images), blocks=(1,) * stages, widths=(16,) * stages)
         tiny["batch_size"] = 16
         if "resize" in tiny:
             tiny["resize"] = 40
-        monkeypatch.setitem(recipes.RECIPES, name, dataclasses.replace(recipe, settings=tiny))
+        monkeypatch.setitem(recipes.RECIPES, name, dataclasses.replace(item, settings=tiny))
     monkeypatch.setattr(reproduce, "no_weights", lambda arch: "no network")
     monkeypatch.setattr(
         figures, "curves", lambda runs, path, figure: (path.parent.mkdir(exist_ok=True), path.write_text(""))
@@ -59,7 +59,7 @@ def test_every_recipe_is_alive(capsys):
     reproduce.main(["all", "--smoke"])
     text = Path("runs/smoke/RESULTS.md").read_text()
     out = capsys.readouterr().out
-    names = [name for name, preset in recipes.RECIPES.items() if preset.settings.get("task") != "crowd"]
+    names = [name for name, item in recipes.RECIPES.items() if item.settings.get("task") != "crowd"]
     for name in names:
         assert [row["epoch"] for row in rows(f"runs/smoke/{name}")] == [1, 2], name
         assert f"| {name} " in text
@@ -159,8 +159,8 @@ def interrupted(*args, **options):
 
 
 def test_the_table_here_is_what_the_records_here_give(monkeypatch):
-    for name, preset in PRESETS.items():
-        monkeypatch.setitem(recipes.RECIPES, name, recipe)
+    for name, item in RECIPES_HERE.items():
+        monkeypatch.setitem(recipes.RECIPES, name, item)
     shutil.copytree(REPOSITORY / "results", "results")
     reproduce.main(["--out", "."])
     assert Path("RESULTS.md").read_text() == (REPOSITORY / "RESULTS.md").read_text()

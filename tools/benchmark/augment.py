@@ -98,7 +98,7 @@ def normalised(cropped: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def check(batches: dict[str, Tensor], planar: Tensor, draw: tuple[Tensor, Tensor, Tensor]) -> None:
-    """All that take draws must make the same batch of the first: ours and the reference bit for bit; and so torchvision."""
+    """All that take draws must make the same batch of the first, ours and the reference bit for bit; so torchvision."""
     ours = batches["ours"]
     for name in ("reference", "copy of a batch"):
         torch.testing.assert_close(batches[name], ours, rtol=0, atol=0)
