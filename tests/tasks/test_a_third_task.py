@@ -132,7 +132,7 @@ class Angle(Task):
 
 SETTINGS = dict(
     task="angle", data="digits", arch="resnet20", blocks=(1, 1), widths=(16, 16), strides=(2, 2), flip=0.0, epochs=3,
-    batch_size=32, optimizer="adam", wd=0.0, lr=0.003, schedule="constant", limit=320, val_size=320, amp="off",
+    batch_size=32, optimizer="adam", wd=0.0, lr=0.003, schedule="cosine", t_max=12, limit=320, val_size=320, amp="off",
 )  # fmt: skip
 
 
