@@ -78,9 +78,9 @@ def main(argv: list[str] | None = None) -> None:
     from tqdm import tqdm
 
     from resnet_min.model import count_parameters
-    from resnet_min.runs import job
     from resnet_min.runs.environment import environment
     from resnet_min.runs.folder import Run
+    from resnet_min.runs.job import announce, check_milestones, configure, describe_recipe, plan, prepare, reopen
     from resnet_min.runs.tables import epoch_to_converge
     from resnet_min.training import checkpoint, hardware, transfer
     from resnet_min.training.cuda_graph import Recorder
@@ -90,21 +90,21 @@ def main(argv: list[str] | None = None) -> None:
 
     # What to train
     if resume is None:
-        config, saved_at = job.configure(flags, recipe), None
+        config, saved_at = configure(flags, recipe), None
         if recipe is not None:
-            print(*job.describe_recipe(recipe, flags, config), sep="\n")
+            print(*describe_recipe(recipe, flags, config), sep="\n")
     else:
         beside = {"recipe": recipe, "out": out, "overwrite": overwrite}
-        config, saved_at = job.reopen(resume, {**flags, **{name: value for name, value in beside.items() if value}})
+        config, saved_at = reopen(resume, {**flags, **{name: value for name, value in beside.items() if value}})
     where = hardware.set_up(config)
-    this = job.prepare(config, where)
-    config, task, net, steps = this.config, this.task, this.net, this.steps
+    job = prepare(config, where)
+    config, task, net, steps = job.config, job.task, job.net, job.steps
     figure = config.figure
-    print(*job.announce(this), sep="\n")
+    print(*announce(job), sep="\n")
     if "milestones" in flags:
-        job.check_milestones(config, steps)
+        check_milestones(config, steps)
     if dry_run:
-        return print(*job.plan(this), sep="\n")
+        return print(*plan(job), sep="\n")
 
     # A new run, or the one that goes on
     started = environment(where, config.data)
@@ -113,11 +113,11 @@ def main(argv: list[str] | None = None) -> None:
             skipped = transfer.load_pretrained(net, config.pretrained, config.arch)
             print(f"weights: {config.pretrained}, except {', '.join(skipped) or 'nothing'}")
         optimizer, done = make_optimizer(config, net), 0
-        run = Run.create(out, overwrite, config, started, this.dataset.name)
+        run = Run.create(out, overwrite, config, started, job.dataset.name)
     else:
         saved = checkpoint.load(saved_at)
         done = saved["epoch"]
-        if tuple(saved["classes"]) != this.dataset.classes or saved["step"] != done * steps:
+        if tuple(saved["classes"]) != job.dataset.classes or saved["step"] != done * steps:
             raise UserError(
                 f"{config.data} is not the data that {saved_at} was trained on: its classes or sizes differ"
             )
@@ -139,7 +139,7 @@ def main(argv: list[str] | None = None) -> None:
         try:
             with tqdm(total=steps, desc=f"epoch {epoch}", leave=False, disable=not sys.stderr.isatty()) as bar:
                 losses, trained = train_one_epoch(
-                    net, this.batches.epoch(epoch), optimizer, rates, where, task.loss,
+                    net, job.batches.epoch(epoch), optimizer, rates, where, task.loss,
                     after_step=bar.update, recorder=recorder,
                 )  # fmt: skip
         except Diverged as error:
@@ -149,16 +149,16 @@ def main(argv: list[str] | None = None) -> None:
 
         row = {"epoch": epoch, "step": first + steps, "lr": rates[-1]}
         row |= {"train_loss": losses.double().mean().item(), f"train_{figure.key}": trained}
-        for name, batches in this.held_out.items():
-            if name == this.watched or epoch == config.epochs:
+        for name, batches in job.held_out.items():
+            if name == job.watched or epoch == config.epochs:
                 row |= {f"{name}_{key}": value for key, value in task.judge(net, batches.ordered(), where).items()}
-        row |= {"seconds": seconds, "images_per_second": len(this.dataset.splits["train"]) / seconds}
+        row |= {"seconds": seconds, "images_per_second": len(job.dataset.splits["train"]) / seconds}
         trace = zip(range(first + 1, first + steps + 1), rates, losses.tolist(), strict=True)
         run.log(row, [{"step": step, "lr": rate, "loss": loss} for step, rate, loss in trace])
 
-        snapshot = checkpoint.snapshot(net, optimizer, config, this.dataset.classes, epoch, first + steps)
+        snapshot = checkpoint.snapshot(net, optimizer, config, job.dataset.classes, epoch, first + steps)
         checkpoint.save(run.folder / "last.pt", snapshot)
-        if this.watched == "val" and figure.best(run.rows, key=lambda row: figure.of(row, "val")) is row:
+        if job.watched == "val" and figure.best(run.rows, key=lambda row: figure.of(row, "val")) is row:
             checkpoint.save(run.folder / "best.pt", snapshot)
         values = {name: value for name in ("train", "val", "test") if (value := figure.of(row, name)) is not None}
         print(
@@ -172,9 +172,9 @@ def main(argv: list[str] | None = None) -> None:
     rows = run.rows
     figures.curves({run.folder.name: rows}, run.folder / "curves.png", figure)
     print(f"result: test {figure.words(rows[-1], 'test')} (epoch {rows[-1]['epoch']}, the last)")
-    best = figure.best(rows, key=lambda row: figure.of(row, this.watched))
-    value = figure.shown(figure.of(best, this.watched))
-    if this.watched == "val":
+    best = figure.best(rows, key=lambda row: figure.of(row, job.watched))
+    value = figure.shown(figure.of(best, job.watched))
+    if job.watched == "val":
         print(f"best.pt: epoch {best['epoch']}, chosen by its validation {figure.title} of {value}")
     else:
         print(

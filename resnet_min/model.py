@@ -6,6 +6,7 @@ Parameter names are torchvision's: with `stem="imagenet"` its weights load into 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -260,25 +261,13 @@ def count_macs(model: nn.Module, size: tuple[int, int]) -> int:
 
 
 def _named(arch: str) -> Callable[..., ResNet]:
-    """`resnet` for one arch, as a function with a name, a signature and a help text of its own."""
+    """`resnet` for one arch, as a function with a name and a help text of its own."""
 
-    def build(
-        num_classes: int = 10,
-        stem: str = "cifar",
-        plain: bool = False,
-        *,
-        blocks: Sequence[int] | None = None,
-        widths: Sequence[int] | None = None,
-        strides: Sequence[int] | None = None,
-        dropout: float = 0.0,
-    ) -> ResNet:
-        return resnet(arch, num_classes, stem, plain, blocks=blocks, widths=widths, strides=strides, dropout=dropout)
+    def build(num_classes: int = 10, stem: str = "cifar", plain: bool = False, **options: Any) -> ResNet:
+        return resnet(arch, num_classes, stem, plain, **options)
 
     build.__name__ = build.__qualname__ = arch
-    build.__doc__ = f"""A {arch}: `resnet("{arch}", …)`, which says what the arguments are.
-
-    images [B, 3, H, W] -> logits [B, num_classes].
-    """
+    build.__doc__ = f"""`resnet("{arch}", …)`, whose help says what the arguments and further options are."""
     return build
 
 

@@ -292,6 +292,16 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> bn_add_relu_backward(
 
 }  // namespace
 
+TORCH_LIBRARY_FRAGMENT(resnet_min, m) {
+  m.def(
+      "bn_add_relu(Tensor x, Tensor gamma, Tensor beta, Tensor? residual, float eps, bool relu) -> (Tensor out, Tensor "
+      "mean, Tensor invstd)",
+      {at::Tag::pt2_compliant_tag});
+  m.def(
+      "bn_add_relu_backward(Tensor grad, Tensor x, Tensor gamma, Tensor beta, Tensor mean, Tensor invstd, Tensor? out, "
+      "bool relu) -> (Tensor grad_x, Tensor grad_gamma, Tensor grad_beta, Tensor grad_residual)",
+      {at::Tag::pt2_compliant_tag});
+}
 TORCH_LIBRARY_IMPL(resnet_min, CPU, m) {
   m.impl("bn_add_relu", &bn_add_relu);
   m.impl("bn_add_relu_backward", &bn_add_relu_backward);

@@ -269,6 +269,13 @@ at::Tensor winograd_conv(const at::Tensor& x, const at::Tensor& weight, const st
   return result;
 }
 
+TORCH_LIBRARY_FRAGMENT(resnet_min, m) {
+  m.def("conv3x3(Tensor x, Tensor weight) -> Tensor", {at::Tag::pt2_compliant_tag});
+  m.def(
+      "conv3x3_backward(Tensor grad, Tensor x, Tensor weight, bool for_x, bool for_weight) -> (Tensor grad_x, Tensor "
+      "grad_weight)",
+      {at::Tag::pt2_compliant_tag});
+}
 TORCH_LIBRARY_IMPL(resnet_min, CPU, m) {
   m.impl("conv3x3", &conv3x3);
   m.impl("conv3x3_backward", &conv3x3_backward);

@@ -109,6 +109,14 @@ at::Tensor conv_bn_relu(const at::Tensor& x, const at::Tensor& weight, const at:
 
 }  // namespace
 
+TORCH_LIBRARY_FRAGMENT(resnet_min, m) {
+  m.def(
+      "conv_bn_relu(Tensor x, Tensor weight, Tensor bias, Tensor? residual, int stride, int padding, bool relu) -> "
+      "Tensor",
+      {at::Tag::pt2_compliant_tag});
+  // A weight prepacked for this file's kernel and x of these sizes, where that is in Winograd's form.
+  m.def("_winograd_weight(Tensor weight, int[] x, int stride, int padding) -> Tensor?");
+}
 TORCH_LIBRARY_IMPL(resnet_min, CPU, m) {
   m.impl("conv_bn_relu", &conv_bn_relu);
   m.impl("_winograd_weight", &prepacked_for_winograd);

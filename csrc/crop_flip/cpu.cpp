@@ -146,6 +146,10 @@ at::Tensor crop_flip(const at::Tensor& images, const at::Tensor& index, const at
 
 }  // namespace
 
+TORCH_LIBRARY_FRAGMENT(resnet_min, m) {
+  m.def("crop_flip(Tensor images, Tensor index, Tensor offset, Tensor flip, Tensor table, int padding) -> Tensor",
+        {at::Tag::pt2_compliant_tag});
+}
 TORCH_LIBRARY_IMPL(resnet_min, CPU, m) { m.impl("crop_flip", &crop_flip); }
 
 }  // namespace resnet_min
