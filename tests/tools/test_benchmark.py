@@ -10,6 +10,7 @@ import torch
 
 from resnet_min import ops
 from resnet_min.errors import UserError
+from resnet_min.kernels import OPERATORS
 from tools.benchmark import TABLES, inference, kernels, timing
 from tools.benchmark import __main__ as benchmark
 
@@ -96,7 +97,7 @@ def test_a_table_goes_on_where_it_stopped(table, monkeypatch, capsys):
     path.unlink()
     monkeypatch.setattr(benchmark, "MINUTES", 0)
     main()
-    assert len(ran) == 5 and "stopped after 0 minutes; the same command goes on" in capsys.readouterr().out
+    assert len(ran) == 5 and "stopped after 0 minutes; run the same command to continue" in capsys.readouterr().out
 
 
 def test_a_file_of_something_else_is_left_alone(table):
@@ -104,7 +105,7 @@ def test_a_file_of_something_else_is_left_alone(table):
     main()
     whole = json.loads(path.read_text())
     for text, message in [
-        ("no table", "is no table of this script"),
+        ("no table", "was not written by this command"),
         (json.dumps({**whole, "threads": 99}), "was made with other threads"),
     ]:
         path.write_text(text)
@@ -133,6 +134,5 @@ def test_contenders_agree(name, monkeypatch, capsys):
     assert " ours " in capsys.readouterr().out
 
 
-def test_each_operator_is_timed():
-    operators = pytest.importorskip("resnet_min.kernels").OPERATORS
-    assert {"crop_flip", *kernels.OPERATORS} == {operator.name for operator in operators}
+def test_what_is_timed_are_operators():
+    assert {"crop_flip", *kernels.OPERATORS} <= {operator.name for operator in OPERATORS}
