@@ -111,7 +111,7 @@ def main(argv: list[str] | None = None) -> None:
     if saved_at is None:
         if config.pretrained != "none":
             skipped = transfer.load_pretrained(net, config.pretrained, config.arch)
-            print(f"weights: {config.pretrained}, except {', '.join(skipped) or 'nothing'}")
+            print(f"weights: {config.pretrained}" + (f", except {', '.join(skipped)}" if skipped else ""))
         optimizer, done = make_optimizer(config, net), 0
         run = Run.create(out, overwrite, config, started, job.dataset.name)
     else:

@@ -458,7 +458,7 @@ def test_without_any_cache_it_warns_and_works(tmp_path, home, capsys):
     got = data.load(tmp_path)
     assert len(got.train) == 5
     err = capsys.readouterr().err
-    assert err.startswith("warning: nowhere to keep") and err.count("\n") == 1
+    assert err.startswith("warning: no writable cache for") and err.count("\n") == 1
 
 
 def test_a_cache_dir_that_cannot_be_written_is_an_error(tmp_path, monkeypatch):
@@ -487,7 +487,7 @@ def test_a_full_disk(tmp_path, home, size, monkeypatch):
         got = data.load(tmp_path)
         with pytest.raises(UserError, match="cannot write to --cache-dir"):
             data.load(tmp_path, cache_dir=tmp_path / "chosen")
-    assert sys.stderr.getvalue().startswith("warning: nowhere to keep")
+    assert sys.stderr.getvalue().startswith("warning: no writable cache for")
     assert len(got.train) == 5
     assert not caches(tmp_path) and not caches(home)
 
@@ -572,7 +572,7 @@ def test_no_data_and_no_network(offline, tmp_path, capsys):
     assert not (tmp_path / "data").exists()
     assert sources.resolve_auto("auto", tmp_path / "data") == "digits"
     err = capsys.readouterr().err
-    assert err.startswith("NO CIFAR-10, USING THE SMALL DIGITS") and err.count("\n") == 1
+    assert err.startswith("CIFAR-10 NOT FOUND, USING THE BUNDLED DIGITS") and err.count("\n") == 1
     assert "cifar-10-batches-py" in err and "--data PATH" in err
 
 
