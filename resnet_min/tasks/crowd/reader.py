@@ -21,7 +21,7 @@ from torch import Tensor
 from ...data.cache import cached
 from ...data.decode import pixels
 from ...data.sources import IMAGE_FILES, list_files, stamp_of
-from ...data.splits import mean_std, stratified
+from ...data.splits import Dataset, mean_std, stratified
 from ...errors import UserError
 
 TRUTH = ("ground-truth", "ground_truth")  # what copies call the folder of annotations
@@ -51,23 +51,8 @@ class Split:
         return Split(*([part[i] for i in index] for part in (self.images, self.points, self.names)))
 
 
-@dataclass(frozen=True)
-class Crowd:
-    """What `load` returns: `data.Dataset` for a crowd, which has no classes."""
-
-    name: str  # the folder's own name
-    source: str  # its absolute path
-    train: Split
-    val: Split | None
-    test: Split
-    mean: tuple[float, float, float]  # of each channel over all pixels of `train`, where white is 1
-    std: tuple[float, float, float]
-    classes: tuple[str, ...] = ()
-
-    @property
-    def splits(self) -> dict[str, Split]:
-        parts = {"train": self.train, "val": self.val, "test": self.test}
-        return {name: part for name, part in parts.items() if part is not None}
+class Crowd(Dataset):
+    """What `load` returns: a `Dataset` of crowds, without classes."""
 
     def summary(self) -> str:
         sizes = ", ".join(f"{len(part):,} {name}" for name, part in self.splits.items())
@@ -140,7 +125,7 @@ def load(
     parts = [train, val, splits["test"]]
     if limit is not None:
         parts = [part and part.subset(np.arange(n := min(limit, len(part))) * len(part) // n) for part in parts]
-    return Crowd(root.name, str(root), *parts, mean, std)
+    return Crowd(root.name, str(root), (), *parts, mean, std)
 
 
 def _pairs(root: Path, name: str) -> list[tuple[os.DirEntry, os.DirEntry]]:
