@@ -133,7 +133,8 @@ def _heat(axes: Axes, values: np.ndarray, classes: Sequence[str], title: str, to
     for (row, column), value in np.ndenumerate(values):
         text = "–" if np.isnan(value) else "0" if value == 0 else format(value, form)
         colour = "white" if value > 0.7 * top else "0.5" if value == 0 else "black"
-        axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
+        number = axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
+        number.set_in_layout(False)  # it is inside its cell; asking 2 × 625 of them where they are takes seconds
 
 
 def roc(report: Report, labels: Any, probabilities: Any, path: str | Path, *, title: str) -> None:
