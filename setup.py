@@ -27,8 +27,9 @@ from setuptools.command.build_ext import build_ext
 NAME = "resnet_min._C"
 MINIMUM_TORCH = "2.11"
 CUDA_WHEELS = "cuda-toolkit[nvcc,cccl]"
-CPU_SOURCES = sorted(glob("csrc/**/*.cpp", recursive=True))
-CUDA_SOURCES = sorted(glob("csrc/**/*.cu", recursive=True))
+# No cuda.cpp beside a cuda.cu: objects are named after the stem alone.
+CUDA_SOURCES = sorted(glob("csrc/*/cuda.cu")) + sorted(glob("csrc/*/cuda_host.cpp"))
+CPU_SOURCES = sorted(set(glob("csrc/**/*.cpp", recursive=True)) - set(CUDA_SOURCES))
 HEADERS = sorted(glob("csrc/**/*.h", recursive=True))
 
 # ---- what is there ----
@@ -82,6 +83,12 @@ def find_compiler() -> str | None:
     return next((name for name in names if shutil.which(shlex.split(name)[0])), None)
 
 
+def cuda_includes(home: str) -> list[str]:
+    """The folders of a toolkit that have CUDA's headers."""
+    found = [path for where in (".", "targets/*") for path in Path(home).glob(f"{where}/include/cuda_runtime.h")]
+    return [str(path.parent.absolute()) for path in found]
+
+
 def cuda_homes(path: list[str]) -> list[str]:
     """Folders with an nvcc and CUDA's headers: the user's word, PATH, the usual place, NVIDIA's wheels on `path`."""
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
@@ -91,8 +98,7 @@ def cuda_homes(path: list[str]) -> list[str]:
     homes += [str(home) for entry in path for home in sorted(Path(entry).glob("nvidia/cu[0-9]*"))]
 
     def complete(home: str) -> bool:  # an nvcc without headers beside it is a script that calls another
-        headers = (path for where in (".", "targets/*") for path in Path(home).glob(f"{where}/include/cuda_runtime.h"))
-        return os.access(f"{home}/bin/nvcc", os.X_OK) and any(headers)
+        return os.access(f"{home}/bin/nvcc", os.X_OK) and bool(cuda_includes(home))
 
     return list(dict.fromkeys(home for home in homes if home and complete(home)))
 
@@ -236,7 +242,7 @@ class BuildKernels(build_ext):
         nvcc = ["-O3", "-Xcompiler=-Wall,-Wextra", *system]
         if os.environ.get("RESNET_MIN_WERROR") == "1":
             cxx, nvcc = [*cxx, "-Werror"], [*nvcc, "-Werror=all-warnings", "-Xcompiler=-Werror"]
-        extension.sources = (CUDA_SOURCES if cuda_home else []) + CPU_SOURCES  # first what takes longest
+        extension.sources = (CUDA_SOURCES if cuda_home else []) + CPU_SOURCES
         extension.include_dirs = [os.path.abspath("csrc")]  # ninja compiles in another folder
         extension.library_dirs = cpp_extension.library_paths()
         extension.libraries = ["c10", "torch", "torch_cpu", "torch_python"]
@@ -253,6 +259,9 @@ class BuildKernels(build_ext):
         texts = {"RESNET_MIN_CUDA_VERSION": cuda_version, "RESNET_MIN_CUDA_ARCHS": archs}
         extension.define_macros = [("WITH_CUDA", "1"), *((name, f'"{text}"') for name, text in texts.items())]
         extension.libraries += ["c10_cuda", "torch_cuda"]
+        # Not the compiler's own folder, which must stay behind its C++ library's.
+        include = cuda_includes(cuda_home)[0]
+        cxx += ["-isystem", include] * (include != "/usr/include")
         # By file name: NVIDIA's wheels have a libcudart.so.13 but no libcudart.so, which -lcudart looks for.
         where = ("lib64", "lib", "targets/*/lib")
         cudart = [str(found) for lib in where for found in sorted(Path(cuda_home).glob(f"{lib}/libcudart.so*"))]

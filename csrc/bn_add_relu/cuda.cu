@@ -1,43 +1,38 @@
-// Batch normalisation with the batch's statistics, an addition and a ReLU, forward and backward: each way a pass over
-// the tensors that sums, a few blocks that finish the sums, and a pass that computes the output.
-#include <c10/cuda/CUDAException.h>
-#include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
-#include <torch/library.h>
+// The launches of bn_add_relu's kernels, forward and backward: each way a pass over the tensors that sums, a few blocks
+// that finish the sums, and a pass that computes the output.
+#include <c10/util/BFloat16.h>
+#include <c10/util/Half.h>
 
 #include "bn_add_relu/cuda_launch.h"
+#include "bn_add_relu/cuda_order.h"
 
 namespace resnet_min {
 namespace {
 
 struct Launch {
+  cudaStream_t stream;
+
   template <typename... Parameters, typename... Arguments>
   void operator()(void (*kernel)(Parameters...), int blocks, const Arguments&... arguments) const {
-    kernel<<<blocks, kThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(arguments...);
-    C10_CUDA_KERNEL_LAUNCH_CHECK();
+    kernel<<<blocks, kThreads, 0, stream>>>(arguments...);
   }
 };
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> bn_add_relu(const at::Tensor& x, const at::Tensor& gamma,
-                                                           const at::Tensor& beta,
-                                                           const std::optional<at::Tensor>& residual, double eps,
-                                                           bool relu) {
-  const c10::cuda::CUDAGuard guard(x.device());
-  return forward_by(Launch(), x, gamma, beta, residual, eps, relu);
-}
-
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> bn_add_relu_backward(
-    const at::Tensor& grad, const at::Tensor& x, const at::Tensor& gamma, const at::Tensor& beta,
-    const at::Tensor& mean, const at::Tensor& invstd, const std::optional<at::Tensor>& out, bool relu) {
-  const c10::cuda::CUDAGuard guard(x.device());
-  return backward_by(Launch(), grad, x, gamma, beta, mean, invstd, out, relu);
-}
-
 }  // namespace
 
-TORCH_LIBRARY_IMPL(resnet_min, CUDA, m) {
-  m.impl("bn_add_relu", &bn_add_relu);
-  m.impl("bn_add_relu_backward", &bn_add_relu_backward);
+template <typename Pass>
+cudaError_t run_on(cudaStream_t stream, const Pass& pass) {
+  run(pass, Launch{stream});
+  return cudaGetLastError();
 }
+
+template cudaError_t run_on(cudaStream_t, const Forward<c10::BFloat16>&);
+template cudaError_t run_on(cudaStream_t, const Forward<c10::Half>&);
+template cudaError_t run_on(cudaStream_t, const Forward<float>&);
+template cudaError_t run_on(cudaStream_t, const Forward<double>&);
+template cudaError_t run_on(cudaStream_t, const Backward<c10::BFloat16>&);
+template cudaError_t run_on(cudaStream_t, const Backward<c10::Half>&);
+template cudaError_t run_on(cudaStream_t, const Backward<float>&);
+template cudaError_t run_on(cudaStream_t, const Backward<double>&);
 
 }  // namespace resnet_min

@@ -2,8 +2,8 @@
 // CPU.
 #pragma once
 
+#include "bn_add_relu/arithmetic.h"
 #include "bn_add_relu/cuda_shares.h"
-#include "bn_add_relu/op.h"
 #include "pack.h"
 
 namespace resnet_min {

@@ -8,35 +8,11 @@
 
 #include <c10/macros/Macros.h>
 
-#include <algorithm>
 #include <cstdint>
-#include <type_traits>
+
+#include "bn_add_relu/cuda_passes.h"
 
 namespace resnet_min {
-
-constexpr int kThreads = 256;
-constexpr int kMaxLanes = 32;
-constexpr int kUnroll = 4;       // rows that a thread has under way
-constexpr int kBlocksPerSm = 2;  // at least: 128 registers a thread at most
-
-struct Layout {
-  int64_t rows;
-  int channels, lanes, tiles, row_blocks;
-
-  // `blocks`: about how many the grid is to have, at most.
-  Layout(int64_t rows, int channels, int vector, int blocks) : rows(rows), channels(channels), lanes(1) {
-    const int groups = channels / vector;
-    while (lanes < groups && lanes < kMaxLanes) lanes *= 2;
-    tiles = (groups + lanes - 1) / lanes;
-    const int64_t rows_of_block = kThreads / lanes * kUnroll, most = std::max(1, blocks / tiles);
-    row_blocks = static_cast<int>(std::clamp<int64_t>((rows + rows_of_block - 1) / rows_of_block, 1, most));
-  }
-
-  int grid() const { return tiles * row_blocks; }
-};
-
-constexpr int kSumBlocks = 528;     // four for each of 132 multiprocessors; what they write is added up afterwards
-constexpr int kApplyBlocks = 2112;  // so many that the last ones to run are a small part
 
 // What a thread owns: channels [channel, channel + V), if there are such, of rows first, first + stride, …
 struct Share {
@@ -59,10 +35,6 @@ C10_DEVICE inline Share share_of(const Layout& layout) {
   share.stride = static_cast<int64_t>(layout.row_blocks) * share.depths;
   return share;
 }
-
-// Sums are float32, those of float64 itself.
-template <typename T>
-using SumOf = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 // Adds up what a block's threads hold for the same channels: afterwards `mine` is the sum at depth 0. `Figure` has a
 // `+=`. Halving leaves the same order of additions for every run.

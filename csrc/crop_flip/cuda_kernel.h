@@ -1,24 +1,11 @@
 // The kernel of cuda.cu, apart from its launch so that a test can also run it on a CPU.
 #pragma once
 
-#include "crop_flip/op.h"
+#include "crop_flip/geometry.h"
 
 namespace resnet_min {
 
 constexpr int kThreads = 256;
-constexpr int kTile = 1024;  // pixels a block writes: one 32x32 image
-
-struct Geometry {
-  int64_t images, image_stride, row_stride;
-  int height, width, padding;
-  int tiles;  // of an image; the grid is all tiles of all images of the batch
-};
-
-inline Geometry geometry_of(const at::Tensor& images, int64_t padding) {
-  const int height = static_cast<int>(images.size(1)), width = static_cast<int>(images.size(2));
-  const int tiles = (height * width + kTile - 1) / kTile;
-  return {images.size(0), images.stride(0), images.stride(1), height, width, static_cast<int>(padding), tiles};
-}
 
 // A block owns kTile consecutive pixels of one output image. It reads their 3 bytes each and the table (from L2, all
 // blocks read the same), and writes 3 * sizeof(T) bytes a pixel: in bfloat16 3 KiB are read and 6 KiB written.

@@ -1,27 +1,10 @@
 // What the CPU and CUDA kernels of crop_flip share: where a crop's pixels come from, and the checks.
 #pragma once
 
-#include <c10/macros/Macros.h>
-
 #include "check.h"
+#include "crop_flip/geometry.h"
 
 namespace resnet_min {
-
-// Positions [begin, end) of an output row (or column) of `size` pixels come from the image, at `first + stride *
-// position`; the others are padding.
-struct Span {
-  int begin, end, first, stride;
-};
-
-// `shift` is the crop's offset less the padding: where its first pixel lies in the image.
-C10_HOST_DEVICE inline Span source_span(int shift, int size, bool flip) {
-  const int padded = flip ? shift : -shift;
-  const int begin = padded < 0 ? 0 : padded > size ? size : padded;
-  const int end = size + padded < begin ? begin : size + padded > size ? size : size + padded;
-  return flip ? Span{begin, end, shift + size - 1, -1} : Span{begin, end, shift, 1};
-}
-
-// ---- checks ----
 
 // The pixels of a row are adjacent; rows and images may lie anywhere. Memory-mapped and sliced data need no copy.
 inline bool has_contiguous_pixels(const at::Tensor& images) {

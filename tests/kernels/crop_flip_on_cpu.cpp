@@ -4,6 +4,7 @@
 #include "cuda_on_cpu.h"
 // After the above, which stands in for what nvcc knows.
 #include "crop_flip/cuda_kernel.h"
+#include "crop_flip/op.h"
 
 namespace {
 
@@ -27,7 +28,7 @@ at::Tensor crop_flip(const at::Tensor& images, const at::Tensor& index, const at
   const auto run_as = table.element_size() == 2   ? run<uint16_t>
                       : table.element_size() == 4 ? run<uint32_t>
                                                   : run<uint64_t>;
-  run_as(images, index, offset, flip, table, out, geometry_of(images, padding));
+  run_as(images, index, offset, flip, table, out, geometry_of(images.sizes().data(), images.strides().data(), padding));
   return out.permute({0, 3, 1, 2});
 }
 
