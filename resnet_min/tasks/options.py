@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,16 +13,16 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class TaskConfig(Config):
+class TaskConfig(Config, ABC):
     """The options of one task's runs. A subclass gives `task` its name as the default, and adds its own options."""
 
     figure: ClassVar[Figure]
     purpose: ClassVar[str]  # a help line
     evaluation: ClassVar[dict[str, dict[str, Any]]] = {}  # flags of eval.py for this task only
 
+    @abstractmethod
     def make_task(self) -> Task:
         """The task with these options."""
-        raise NotImplementedError
 
     @property
     def input_size(self) -> tuple[int, int]:

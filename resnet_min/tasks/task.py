@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,36 +66,37 @@ class Evaluation:
     columns: dict[str, str]  # of the table that compares networks: head -> cell
 
 
-class Task:
+class Task(ABC):
     """What a network is trained for. Subclasses keep what they need in `config`, and hold nothing else."""
 
     def __init__(self, config: TaskConfig) -> None:
         self.config = config
 
+    @abstractmethod
     def load(self) -> Dataset:
         """The data that the options name. Raises UserError where it is missing or damaged."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read(self, file: str) -> Split:
         """A picture, with its target where known, as a split of one. Raises UserError where it cannot be read."""
-        raise NotImplementedError
 
+    @abstractmethod
     def build(self, classes: Sequence[str]) -> nn.Module:
         """The network, newly drawn: a ResNet, or a module that holds one."""
-        raise NotImplementedError
 
+    @abstractmethod
     def batches(self, split: Split, where: Hardware, batch_size: int | None = None) -> Batches:
         """To train on, or with `batch_size` to evaluate on. Raises UserError where options and images do not fit."""
-        raise NotImplementedError
 
+    @abstractmethod
     def loss(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Of a training step, outputs in float32 [B, …]: (the loss, the task's figure of each image [B])."""
-        raise NotImplementedError
 
+    @abstractmethod
     def judge(self, net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], where: Hardware) -> dict[str, float]:
         """The figures of metrics.jsonl, of a pass in eval mode; the task's own among them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def evaluate(
         self,
         net: nn.Module,
@@ -105,13 +107,12 @@ class Task:
         picture_of: Callable[[str], Path],
     ) -> Evaluation:
         """What eval.py prints of a split, and draws as `options` ask; picture_of: what is drawn -> its file."""
-        raise NotImplementedError
 
+    @abstractmethod
     def present(
         self, net: nn.Module, split: Split, name: str, classes: Sequence[str], picture: Path | None = None
     ) -> str:
         """What the network says of the one image in `split`, in words; drawn to `picture` where that is given."""
-        raise NotImplementedError
 
 
 def backbone(config: TaskConfig, num_classes: int, dropout: float = 0.0) -> ResNet:
