@@ -21,7 +21,7 @@ def test_address_and_undefined_behaviour(tmp_path):
     """
     for name in ("csrc", "resnet_min", "tests"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("*.so", "*.cu", "__pycache__"))
-    for name in ("setup.py", "pyproject.toml"):
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
     compiler = tmp_path / "g++"
     compiler.write_text('#!/bin/sh\nexec g++ "$@" -g1 -fsanitize=address,undefined -fno-sanitize-recover=undefined\n')
