@@ -37,8 +37,9 @@ def settled(net: nn.Module, images: Tensor) -> nn.Module:
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None
+    channels_last = torch.channels_last  # as the kernels want it
     with torch.no_grad():
-        net.train()(images)
+        net.to(memory_format=channels_last).train()(images.contiguous(memory_format=channels_last))
     return net.eval()
 
 
