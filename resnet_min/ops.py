@@ -5,6 +5,7 @@ from .kernels.bn_add_relu import bn_add_relu
 from .kernels.conv3x3 import conv3x3
 from .kernels.conv_bn_relu import conv_bn_relu, prepacked, takes_prepacked
 from .kernels.crop_flip import crop_flip, make_table
+from .kernels.fused_net import fused_net
 
 __all__ = [
     "backend_line",
@@ -13,6 +14,7 @@ __all__ = [
     "conv3x3",
     "conv_bn_relu",
     "crop_flip",
+    "fused_net",
     "make_table",
     "prepacked",
     "set_backend",

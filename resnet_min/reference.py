@@ -11,6 +11,8 @@ from .kernels.conv_bn_relu import output_shape as conv_output_shape
 from .kernels.conv_bn_relu import reference as conv_bn_relu
 from .kernels.crop_flip import check as check_crop_flip
 from .kernels.crop_flip import reference as crop_flip
+from .kernels.fused_net import check as check_fused_net
+from .kernels.fused_net import reference as fused_net
 
 __all__ = [
     "bn_add_relu",
@@ -20,8 +22,10 @@ __all__ = [
     "check_conv3x3",
     "check_conv_bn_relu",
     "check_crop_flip",
+    "check_fused_net",
     "conv3x3",
     "conv_bn_relu",
     "conv_output_shape",
     "crop_flip",
+    "fused_net",
 ]

@@ -1,38 +1,38 @@
-"""A trained ResNet, ours or torchvision's, in the form it serves in: batch norm folded, one operator a convolution."""
+"""A trained ResNet, ours or torchvision's, in the form it serves in: batch norm folded into the convolutions."""
 
 from __future__ import annotations
 
 import copy
-import functools
-import math
-import warnings
-from collections.abc import Callable
-from typing import Any
+import sys
 
 import torch
-import torchvision.models.resnet as theirs
-from torch import Tensor, nn
+from torch import nn
 
 from .. import model as ours
-from .. import ops
 from ..errors import UserError
-from ..kernels import backend
+from ..kernels.fused_net import FASTER, WINOGRAD_4X4
+from .fused import FusedBlock, FusedConv, FusedResNet
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+FORMS = {None: FASTER, "4x4": WINOGRAD_4X4}
 
-# The bytes that a layer of the first stage may write for each thread of a CPU before the next layer reads them: more
-# fall out of cache, with fewer the calls weigh. Measured on 2 Zen 4 cores with 1 MiB of L2 and 16 MiB of L3 cache each.
-SLICE_BYTES = 3 * 2**20
+
+def theirs(name: str) -> type[nn.Module]:
+    """A class of torchvision's ResNets. Whoever has a model of it has imported it, so we need not: it takes seconds."""
+    module = sys.modules.get("torchvision.models.resnet")
+    return getattr(module, name) if module else type(name, (nn.Module,), {"__module__": "torchvision.models.resnet"})
 
 
 @torch.no_grad()
-def fuse(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+def fuse(model: nn.Module, dtype: torch.dtype | None = None, winograd: str | None = None) -> nn.Module:
     """The fused inference form of a ResNet, ours or torchvision's, or of a module that holds one of ours; in eval mode.
 
     `model` is left as it is.
 
     dtype    of the weights, and so of images and logits: float32, bfloat16, float16 or float64; None for the model's.
              Batch norm is folded in float32 (in float64 from or to float64) before it is rounded.
+    winograd "4x4" for F(4×4, 3×3) in float32 on a CPU, in layers of at least 64 channels and maps of at least 8×8:
+             faster and less exact (BENCHMARKS.md has both), so it is not the default
     returns  a module: images [B, 3, H, W] -> the model's logits. Nothing in it trains, and images must not require
              grad. It can be moved, copied, saved, compiled, and exported with a dynamic batch.
 
@@ -44,8 +44,8 @@ def fuse(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
         raise UserError(f"fuse: the model is {type(model).__name__}; wanted a module")
     held = [name for name, module in model.named_modules() if name and isinstance(module, ours.ResNet)]
     if len(held) == 1:
-        return fuse_inside(model, held[0], dtype)
-    expect(model, {model: "the model"}, ours.ResNet, theirs.ResNet)
+        return fuse_inside(model, held[0], dtype, winograd)
+    expect(model, {model: "the model"}, ours.ResNet, theirs("ResNet"))
     for name, module in [("the model", model), *list(model.named_modules())[1:]]:
         if module.training:
             raise UserError(f"fuse: {name} is in training mode; wanted eval mode: call model.eval() first")
@@ -54,6 +54,8 @@ def fuse(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     dtype = dtype or model.conv1.weight.dtype
     if dtype not in DTYPES:
         raise UserError(f"fuse: dtype must be one of {', '.join(map(str, DTYPES))}; got {dtype}")
+    if winograd not in FORMS:
+        raise UserError(f'fuse: winograd must be "4x4" or None; got {winograd!r}')
     fold_in = torch.promote_types(torch.promote_types(model.conv1.weight.dtype, dtype), torch.float32)
     model = copy.deepcopy(model).to(fold_in)
     names = {module: name for name, module in model.named_modules()}
@@ -64,26 +66,26 @@ def fuse(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
         layers[stage] = nn.Sequential(*(fuse_block(block, names) for block in blocks))
     layers |= {"avgpool": model.avgpool, "flatten": nn.Flatten()}
     layers |= {name: getattr(model, name) for name in ("dropout", "fc") if hasattr(model, name)}
-    return FusedResNet(layers).to(dtype).requires_grad_(False).eval()
+    return FusedResNet(layers, FORMS[winograd]).to(dtype).requires_grad_(False).eval()
 
 
-def fuse_inside(model: nn.Module, name: str, dtype: torch.dtype | None) -> nn.Module:
+def fuse_inside(model: nn.Module, name: str, dtype: torch.dtype | None, winograd: str | None) -> nn.Module:
     """`model` with the ResNet called `name` in it fused, all in one dtype."""
     if model.training:
         raise UserError("fuse: the model is in training mode; wanted eval mode: call model.eval() first")
     fused = copy.deepcopy(model)
-    inner = fuse(model.get_submodule(name), dtype)
+    inner = fuse(model.get_submodule(name), dtype, winograd)
     fused.set_submodule(name, inner)
     return fused.to(inner.conv1.weight.dtype).requires_grad_(False)
 
 
 def fuse_block(block: nn.Module, names: dict[nn.Module, str]) -> FusedBlock:
     """A block of ours or torchvision's, fused."""
-    expect(block, names, ours.BasicBlock, ours.Bottleneck, theirs.BasicBlock, theirs.Bottleneck)
+    expect(block, names, ours.BasicBlock, ours.Bottleneck, theirs("BasicBlock"), theirs("Bottleneck"))
     if isinstance(block, ours.Block):
         layers = block.layers()
     else:
-        numbers = (1, 2) if isinstance(block, theirs.BasicBlock) else (1, 2, 3)
+        numbers = (1, 2) if isinstance(block, theirs("BasicBlock")) else (1, 2, 3)
         layers = [(getattr(block, f"conv{i}"), getattr(block, f"bn{i}"), block.relu) for i in numbers]
     convs = [fold(*layer, names) for layer in layers]
     if getattr(block, "plain", False):
@@ -120,159 +122,6 @@ def fold(conv: nn.Module, bn: nn.Module, relu: nn.Module | None, names: dict[nn.
     if bn.affine:
         bias = bias + bn.bias
     return FusedConv(conv.weight * scale[:, None, None, None], bias, conv.stride[0], conv.padding[0], relu is not None)
-
-
-class FusedResNet(nn.Sequential):
-    """images [B, 3, H, W] -> logits. On a CPU, in eager calls only, in slices of the batch."""
-
-    def __init__(self, layers: dict[str, nn.Module]) -> None:
-        super().__init__()
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-
-    def forward(self, x: Tensor) -> Tensor:
-        run = super().forward
-        if x.device.type != "cpu" or torch.compiler.is_compiling():  # a graph is for any batch
-            return run(x)
-        slices = self.slices(x)
-        return run(x) if slices < 2 else torch.cat([run(part) for part in x.chunk(slices)])
-
-    def features(self, x: Tensor) -> Tensor:
-        """images [B, 3, H, W] -> the last stage's maps [B, C, h, w]."""
-        for name, layer in self.named_children():
-            if name == "avgpool":
-                break
-            x = layer(x)
-        return x
-
-    def slices(self, x: Tensor) -> int:
-        """How many parts of x to take through all layers one by one, so that activations stay in cache."""
-        height, width = self.maxpool(self.conv1(x[:1])).shape[2:]
-        image = self.layer1[-1].channels * height * width * x.element_size()
-        return math.ceil(x.shape[0] * image / (SLICE_BYTES * torch.get_num_threads()))
-
-
-class FusedBlock(nn.Module):
-    """x -> the convolutions in turn, the last one with `downsample(x)` added; nothing is added where that is None."""
-
-    def __init__(self, convs: list[FusedConv], downsample: nn.Module | None) -> None:
-        super().__init__()
-        self.depth = len(convs)
-        for index, conv in enumerate(convs):
-            self.add_module(f"conv{index + 1}", conv)
-        self.channels = len(convs[-1].bias)  # of the output
-        self.downsample = downsample
-
-    def forward(self, x: Tensor) -> Tensor:
-        *first, last = (getattr(self, f"conv{index + 1}") for index in range(self.depth))
-        out = x
-        for conv in first:
-            out = conv(out)
-        return last(out, None if self.downsample is None else self.downsample(x))
-
-
-class FusedConv(nn.Module):
-    """`ops.conv_bn_relu` and its weights: x [B, C, H, W], residual [B, O, H', W'] -> [B, O, H', W'].
-
-    On CUDA it is our kernel or cuDNN's fused call, by a trial of both at the first x of a shape; ours without a trial
-    under torch's deterministic algorithms, while a graph is captured, and in compiled code.
-
-    The CPU kernel wants the weight prepacked. That is an opaque tensor, not to be saved,
-    moved or put into a graph, so it is kept beside the plain weight and made from it at the first call, or again once
-    the weight is another or was written to.
-    """
-
-    def __init__(self, weight: Tensor, bias: Tensor, stride: int, padding: int, relu: bool) -> None:
-        super().__init__()
-        self.register_buffer("weight", weight.contiguous(memory_format=torch.channels_last))
-        self.register_buffer("bias", bias)
-        self.stride, self.padding, self.relu = stride, padding, relu
-        self._prepacked: tuple[Tensor, int, Tensor] | None = None  # made from which weight, at which version; itself
-        self._choices: dict[tuple[Any, ...], Callable[..., Tensor]] = {}
-
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        rest = self.bias, residual, self.stride, self.padding, self.relu
-        if torch.compiler.is_compiling():
-            return ops.conv_bn_relu(x, self.weight, *rest)
-        if cudnn_fuses(x, self.relu):
-            return self._faster(x, residual)(x, self.weight, *rest)
-        if not ops.takes_prepacked(x, self.weight):
-            warn_where_emulated(x.dtype, x.device)
-            return ops.conv_bn_relu(x, self.weight, *rest)
-        version = 0 if self.weight.is_inference() else self.weight._version
-        if self._prepacked and self._prepacked[0] is self.weight and self._prepacked[1] == version:
-            return ops.conv_bn_relu(x, self._prepacked[2], *rest)
-        warn_where_emulated(x.dtype, x.device)
-        out = ops.conv_bn_relu(x, self.weight, *rest)  # which checks the arguments
-        self._prepacked = self.weight, version, ops.prepacked(self.weight, x, self.stride, self.padding)
-        return out
-
-    def _faster(self, x: Tensor, residual: Tensor | None) -> Callable[..., Tensor]:
-        """Ours or cuDNN's, whichever a trial found faster for such an x: one trial, the first time that one may be."""
-        key = x.shape, x.dtype, x.device
-        if key not in self._choices:
-            if torch.cuda.is_current_stream_capturing() or _fixed_choice():
-                return ops.conv_bn_relu
-            args = x, self.weight, self.bias, residual, self.stride, self.padding, self.relu
-            self._choices[key] = min((ops.conv_bn_relu, cudnn_conv_bn_relu), key=lambda call: milliseconds(call, args))
-        return self._choices[key]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_prepacked": None, "_choices": {}}
-
-    def extra_repr(self) -> str:
-        out, channels, height, width = self.weight.shape
-        return f"{channels}, {out}, {height}×{width}, stride={self.stride}, padding={self.padding}, relu={self.relu}"
-
-
-@functools.cache
-def warn_where_emulated(dtype: torch.dtype, device: torch.device) -> None:
-    """Warn, once, that a CPU without the instructions for a 16-bit dtype is slow in it."""
-    if dtype in (torch.bfloat16, torch.float16) and device.type == "cpu" and not backend.has_bf16(device):
-        name = str(dtype).removeprefix("torch.")
-        warnings.warn(
-            f"this processor emulates {name}: the fused net is several times slower in it than in float32, which "
-            "fuse(model, torch.float32) makes",
-            stacklevel=2,
-        )
-
-
-def cudnn_fuses(x: Tensor, relu: bool) -> bool:
-    """Whether `cudnn_conv_bn_relu` takes such an x: there is always a ReLU in it."""
-    sound = x.dim() == 4 and len(x) > 0 and not (x.requires_grad and torch.is_grad_enabled())
-    return x.is_cuda and relu and sound and x.dtype != torch.float64 and ops.supported("conv_bn_relu", x)
-
-
-def cudnn_conv_bn_relu(
-    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, stride: int, padding: int, relu: bool
-) -> Tensor:
-    """`ops.conv_bn_relu` by cuDNN's own fused call."""
-    x = x.contiguous(memory_format=torch.channels_last)
-    how = bias, (stride, stride), (padding, padding), (1, 1), 1
-    with torch.autocast(x.device.type, enabled=False):
-        if residual is None:
-            return torch.cudnn_convolution_relu(x, weight, *how)
-        residual = residual.contiguous(memory_format=torch.channels_last)
-        return torch.cudnn_convolution_add_relu(x, weight, residual, 1.0, *how)
-
-
-def _fixed_choice() -> bool:
-    """Whether the user wants no choice that a measurement makes."""
-    return torch.are_deterministic_algorithms_enabled() or torch.backends.cudnn.deterministic
-
-
-def milliseconds(call: Callable[..., Tensor], args: tuple[Any, ...], calls: int = 10) -> float:
-    """What a call takes on the GPU, the least of three times `calls` in a row, after as many that are not timed."""
-    times = []
-    for _ in range(4):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        for _ in range(calls):
-            call(*args)
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return min(times[1:]) / calls
 
 
 def expect(module: nn.Module, names: dict[nn.Module, str], *kinds: type[nn.Module]) -> nn.Module:

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from . import backend, bn_add_relu, conv3x3, conv_bn_relu, crop_flip
+from . import backend, bn_add_relu, conv3x3, conv_bn_relu, crop_flip, fused_net
 
 
 class Operator(NamedTuple):
@@ -15,8 +15,9 @@ class Operator(NamedTuple):
 OPERATORS = (
     Operator("crop_flip", cuda_threads=256),
     Operator("conv_bn_relu", cuda_threads=128),
+    Operator("fused_net"),
     Operator("conv3x3"),
     Operator("bn_add_relu", cuda_threads=256),
 )
 
-__all__ = ["OPERATORS", "Operator", "backend", "bn_add_relu", "conv3x3", "conv_bn_relu", "crop_flip"]
+__all__ = ["OPERATORS", "Operator", "backend", "bn_add_relu", "conv3x3", "conv_bn_relu", "crop_flip", "fused_net"]

@@ -13,8 +13,9 @@ from torch import nn
 import resnet_min
 from resnet_min import ops, reference
 from resnet_min.errors import UserError
-from resnet_min.inference import fuse as fusing
-from resnet_min.inference.fuse import FusedConv, fuse
+from resnet_min.inference import fused as fusing
+from resnet_min.inference.fuse import fuse
+from resnet_min.inference.fused import FusedConv
 from resnet_min.kernels import backend as kernels
 from resnet_min.model import ARCH, resnet
 
@@ -145,17 +146,18 @@ def test_batch_sizes(net, batch, monkeypatch):
         assert_same_logits(fused, net, x)
 
 
-@pytest.mark.parametrize("dtype, slices", [(torch.float32, 4), (torch.bfloat16, 2)])
+@pytest.mark.parametrize("dtype, slices", [(torch.float64, 8), (torch.bfloat16, 2)])
 def test_a_large_batch_runs_in_slices(net, dtype, slices, monkeypatch):
-    """What layer1 writes, 8 channels of 32 by 32, is cut evenly to what the threads' caches hold: here 13 images."""
+    """Where a layer is a call. What layer1 writes, 8 channels of 32 by 32, is cut evenly to what the threads' caches
+    hold: here 13 images of float32."""
     monkeypatch.setattr(fusing, "SLICE_BYTES", 13 * 8 * 32 * 32 * 4 // torch.get_num_threads())
     fused, seen = fuse(net, dtype), []
     fused.layer1.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     fused(images(48).to(dtype))
     assert seen == [48 // slices] * slices
     seen.clear()
-    fused(images(13).to(dtype))
-    assert seen == [13]
+    fused(images(6).to(dtype))
+    assert seen == [6]
 
 
 def test_sizes_may_change(net):
@@ -223,13 +225,57 @@ def test_moved_and_written_to_after_a_call(net):
 
 
 @pytest.mark.skipif("cpu" not in kernels._kernel_devices, reason="no compiled kernels")
-def test_weights_are_prepacked_once(net, monkeypatch):
-    made = []
-    monkeypatch.setattr(ops, "prepacked", lambda *args, original=ops.prepacked: made.append(1) or original(*args))
-    fused = fuse(net)
-    for _ in range(3):
-        fused(images(40))
-    assert len(made) == sum(isinstance(module, FusedConv) for module in fused.modules())
+def test_weights_are_prepacked_once(net):
+    """A write that gives a weight no new version goes unnoticed; any other does not."""
+    fused, x = fuse(net), images()
+    expected = fused(x)
+    fused.conv1.weight.data.mul_(2)
+    assert torch.equal(fused(x), expected)
+    fused.conv1.weight.mul_(0.5)
+    assert torch.equal(fused(x), expected)
+    fused.conv1.weight.mul_(2)
+    assert not torch.equal(fused(x), expected)
+
+
+def test_a_layer_may_be_replaced(net):
+    fused, x = fuse(net), images()
+    fused(x)
+    fused.fc = nn.Linear(40, 3).requires_grad_(False)
+    assert fused(x).shape == (2, 3)
+    fused.fc = nn.Sequential(nn.Linear(40, 7), nn.Softmax(1)).requires_grad_(False)
+    torch.testing.assert_close(fused(x).sum(1), torch.ones(2))
+    fused.maxpool = nn.AvgPool2d(2)  # which the operator has not
+    assert fused(x).shape == (2, 7)
+
+
+def test_hooks_of_the_fused_form_are_called(net):
+    fused, x, seen = fuse(net), images(), []
+    expected = fused(x)
+    handle = fused.layer2[0].conv1.register_forward_hook(lambda _, inputs, out: seen.append(out.shape))
+    torch.testing.assert_close(fused(x), expected)
+    assert len(seen) == 1
+    handle.remove()
+    assert torch.equal(fused(x), expected) and len(seen) == 1
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_the_last_maps(plain):
+    net = settled(resnet("resnet20", widths=(8, 16, 24), plain=plain))
+    with torch.no_grad():
+        torch.testing.assert_close(fuse(net).features(images()), net.features(images()), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif("cpu" not in kernels._kernel_devices, reason="no compiled kernels")
+def test_winograd_by_name():
+    """F(4×4, 3×3) computes the same, less exactly; other names are refused."""
+    net, x = settled(resnet("resnet18", blocks=(1, 1, 1, 1))), images()
+    with torch.no_grad():
+        exact = copy.deepcopy(net).double()(x.double())
+    usual, named = fuse(net)(x), fuse(net, winograd="4x4")(x)
+    assert not torch.equal(usual, named)
+    assert ((named - exact).norm() / exact.norm()).item() < 1e-4
+    with pytest.raises(UserError, match='fuse: winograd must be "4x4" or None; got 4'):
+        fuse(net, winograd=4)
 
 
 @pytest.fixture
@@ -245,6 +291,7 @@ def trials(monkeypatch):
     def theirs(*args):
         return reference.conv_bn_relu(*args)
 
+    monkeypatch.setattr(fusing.FusedResNet, "_in_one_call", lambda *_: False)
     monkeypatch.setattr(fusing, "cudnn_fuses", lambda x, relu: relu)
     monkeypatch.setattr(fusing, "cudnn_conv_bn_relu", theirs)
     monkeypatch.setattr(fusing, "milliseconds", milliseconds)
@@ -337,8 +384,7 @@ def test_exports_with_a_dynamic_batch(run_before, strict, backend, tmp_path):
     for batch in (1, 4, 40):
         torch.testing.assert_close(loaded(images(batch)), fused(images(batch)))
     if backend == "auto" and "cpu" in kernels._kernel_devices:
-        called = [node for node in exported.graph.nodes if "conv_bn_relu" in str(node.target)]
-        assert len(called) == sum(isinstance(module, FusedConv) for module in fused.modules())
+        assert sum("fused_net" in str(node.target) for node in exported.graph.nodes) == 1
     ops.set_backend("auto")
 
 

@@ -1,0 +1,234 @@
+// A whole net in one call: prepacked weights, maps that stay where they are from call to call, nothing but our own
+// loops between the images and the logits. A small batch goes through a layer on all threads at once; of a large one,
+// each thread takes some images through all layers, so that their maps stay in its cache.
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <list>
+#include <memory>
+#include <mutex>
+
+#include "fused_net/cpu_run.h"
+
+namespace resnet_min {
+namespace {
+
+// What one run needs of memory; it belongs to no other meanwhile. Maps are zeros, of which steps leave the margins.
+struct Workspace {
+  struct Counts {
+    std::atomic<int64_t> taken{0}, done{0};
+  };
+  std::vector<float> batch;
+  std::vector<std::vector<float>> own, scratch;  // of each thread
+  std::vector<Counts> counts;                    // of items: of each step, with one before them for the images
+
+  explicit Workspace(const Program& program)
+      : batch(program.batch_size), own(program.threads), scratch(program.threads), counts(program.steps.size() + 1) {
+    int64_t most = 0;
+    for (const Step& step : program.steps) most = std::max(most, scratch_floats(step));
+    for (auto& each : scratch) each.resize(most);
+    for (auto& each : own) each.resize(program.thread_size);
+  }
+};
+
+// A program, and the workspaces that no call is using.
+class Prepared {
+ public:
+  explicit Prepared(Program program) : program(std::move(program)) {}
+
+  std::unique_ptr<Workspace> take() {
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      if (!free_.empty()) {
+        auto workspace = std::move(free_.back());
+        free_.pop_back();
+        return workspace;
+      }
+    }
+    return std::make_unique<Workspace>(program);
+  }
+  void give_back(std::unique_ptr<Workspace> workspace) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    free_.push_back(std::move(workspace));
+  }
+
+  const Program program;
+
+ private:
+  std::mutex mutex_;
+  std::vector<std::unique_ptr<Workspace>> free_;
+};
+
+// ---- which form a convolution takes ----
+
+bool winograd_fits(const Layer& layer, const Packed& packed) {
+  const int64_t lanes = loops().lanes;
+  return layer.kind == Kind::kConvolution && packed.height == 3 && packed.width == 3 && layer.stride == 1 &&
+         layer.padding == 1 && packed.inputs % lanes == 0 && packed.outputs % lanes == 0;
+}
+
+Form form_of(const Layer& layer, const Packed& packed, const Sizes& out, int64_t images) {
+  if (layer.form == Form::kDirect || !winograd_fits(layer, packed)) return Form::kDirect;
+  if (layer.form == Form::kWinograd2) return Form::kWinograd2;
+  const int64_t tiles = images * ceil_div(out.height, 2) * ceil_div(out.width, 2);
+  if (tiles < 8) return Form::kDirect;
+  const bool large = packed.inputs >= 64 && packed.outputs >= 64 && out.height >= 8 && out.width >= 8;
+  return layer.form == Form::kWinograd4 && large ? Form::kWinograd4 : Form::kWinograd2;
+}
+
+// ---- a net ----
+
+// Weights in their packed forms, and programs for the sizes of images seen last.
+class Net {
+ public:
+  Net(at::IntArrayRef plan, at::TensorList weights, at::TensorList biases)
+      : plan_(plan.vec()), layers_(layers_of(plan)) {
+    for (size_t i = 0; i < weights.size(); ++i) packed_.emplace_back(weights[i], biases[i], loops().lanes);
+    for (const at::Tensor& tensor : weights) seen_.emplace_back(tensor);
+    for (const at::Tensor& tensor : biases) seen_.emplace_back(tensor);
+  }
+
+  // Whether these are the tensors, none written to since.
+  bool is_of(at::IntArrayRef plan, at::TensorList weights, at::TensorList biases) const {
+    if (plan != at::IntArrayRef(plan_) || weights.size() + biases.size() != seen_.size()) return false;
+    for (size_t i = 0; i < seen_.size(); ++i) {
+      if (!seen_[i].is(i < weights.size() ? weights[i] : biases[i - weights.size()])) return false;
+    }
+    return true;
+  }
+  bool expired() const { return !seen_.empty() && seen_[0].tensor.expired(); }
+  const void* key() const { return seen_[0].address; }
+
+  std::shared_ptr<Prepared> prepare(const std::vector<Sizes>& sizes, at::TensorList weights, int64_t images,
+                                    int64_t threads) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const std::array<int64_t, 5> key{sizes[0].channels, sizes[0].height, sizes[0].width, images, threads};
+    for (auto it = prepared_.begin(); it != prepared_.end(); ++it) {
+      if (it->first != key) continue;
+      prepared_.splice(prepared_.begin(), prepared_, it);
+      return it->second;
+    }
+    for (size_t i = 0; i < weights.size(); ++i) packed_[i].remember_weight(weights[i]);
+    Program program(layers_, sizes, packed_, images, threads,
+                    [&](const Layer& layer, const Packed& packed, const Sizes& out) {
+                      return form_of(layer, packed, out, images);
+                    });
+    for (Packed& packed : packed_) packed.forget_weight();
+    prepared_.emplace_front(key, std::make_shared<Prepared>(std::move(program)));
+    if (prepared_.size() > kShapes) prepared_.pop_back();
+    return prepared_.front().second;
+  }
+
+ private:
+  static constexpr size_t kShapes = 8;  // sizes that are remembered
+
+  struct Seen {
+    c10::weak_intrusive_ptr<c10::TensorImpl> tensor;  // while it is held, no other tensor gets its address
+    const void *address, *data;
+    int64_t version;
+
+    explicit Seen(const at::Tensor& of)
+        : tensor(of.getIntrusivePtr()),
+          address(of.unsafeGetTensorImpl()),
+          data(of.const_data_ptr()),
+          version(version_of(of)) {}
+    bool is(const at::Tensor& other) const {
+      return other.unsafeGetTensorImpl() == address && other.const_data_ptr() == data && version_of(other) == version;
+    }
+    static int64_t version_of(const at::Tensor& of) { return of.is_inference() ? 0 : of._version(); }
+  };
+
+  const std::vector<int64_t> plan_;
+  const std::vector<Layer> layers_;
+  std::vector<Packed> packed_;
+  std::vector<Seen> seen_;
+  std::mutex mutex_;
+  std::list<std::pair<std::array<int64_t, 5>, std::shared_ptr<Prepared>>> prepared_;
+};
+
+// The net of these tensors, packed once; nets whose weights are gone are dropped.
+std::shared_ptr<Net> net_of(at::IntArrayRef plan, at::TensorList weights, at::TensorList biases) {
+  static std::mutex mutex;
+  static std::list<std::shared_ptr<Net>> nets;
+  const std::lock_guard<std::mutex> lock(mutex);
+  for (auto it = nets.begin(); it != nets.end();) {
+    if ((*it)->is_of(plan, weights, biases)) return *it;
+    const bool stale = (*it)->expired() || (!weights.empty() && (*it)->key() == weights[0].unsafeGetTensorImpl());
+    it = stale ? nets.erase(it) : std::next(it);
+  }
+  nets.push_back(std::make_shared<Net>(plan, weights, biases));
+  return nets.back();
+}
+
+// ---- running ----
+
+// `images` images through the program, on all threads.
+void run(const Program& program, const Images& from, float* result, int64_t images, Workspace& workspace) {
+  for (auto& count : workspace.counts) count.taken = count.done = 0;
+  std::atomic<int64_t> thread{0};
+  const auto work = [&] {
+    const int64_t me = thread.fetch_add(1);
+    const Worker worker(program, from, workspace.batch.data(), result, workspace.own[me].data(),
+                        workspace.scratch[me].data());
+    for (const Segment& segment : program.segments) {
+      const int64_t rows = segment.begin == 0 ? program.input.height : 0;
+      if (segment.images == 0) {
+        const auto share_step = [&](size_t index, int64_t items, const auto& item) {
+          share(workspace.counts[index].taken, workspace.counts[index].done, items, item);
+        };
+        share_step(0, rows * images, [&](int64_t item) { worker.read(0, item); });
+        for (size_t s = segment.begin; s < segment.end; ++s) {
+          const Cut parts = cut(program.steps[s], images, program.threads);
+          share_step(s + 1, parts.items(), [&](int64_t item) { worker.work(program.steps[s], parts, 0, item); });
+        }
+        continue;
+      }
+      auto& counts = workspace.counts[segment.begin + 1];
+      share(counts.taken, counts.done, ceil_div(images, segment.images), [&](int64_t group) {
+        const int64_t first = group * segment.images, count = std::min(segment.images, images - first);
+        for (int64_t item = 0; item < rows * count; ++item) worker.read(first, item);
+        for (size_t s = segment.begin; s < segment.end; ++s) {
+          const Cut parts = cut(program.steps[s], count, 1);
+          for (int64_t item = 0; item < parts.items(); ++item) worker.work(program.steps[s], parts, first, item);
+        }
+      });
+    }
+  };
+  at::parallel_for(0, program.threads, 1, [&](int64_t begin, int64_t end) {
+    for (; begin < end; ++begin) work();
+  });
+}
+
+constexpr int64_t kImages = 16;  // of a thread, in a run
+
+at::Tensor fused_net(const at::Tensor& x, at::TensorList weights, at::TensorList biases, at::IntArrayRef plan) {
+  const std::vector<Layer> layers = layers_of(plan);
+  const std::vector<Sizes> sizes = check_fused_net(x, weights, biases, layers);
+  const Sizes& out = sizes.back();
+  at::Tensor result = layers.back().kind == Kind::kLinear ? at::empty({x.size(0), out.channels}, x.options())
+                                                          : at::empty({x.size(0), out.channels, out.height, out.width},
+                                                                      x.options(), at::MemoryFormat::ChannelsLast);
+  if (result.numel() == 0) return result;
+  const int64_t batch = x.size(0), threads = at::in_parallel_region() ? 1 : at::get_num_threads();
+  const int64_t images = std::min(kImages * threads, batch), each = result.numel() / batch;
+  const auto prepared = net_of(plan, weights, biases)->prepare(sizes, weights, images, threads);
+  auto workspace = prepared->take();
+  for (int64_t first = 0; first < batch; first += images) {
+    const Images from{x.const_data_ptr<float>() + first * x.stride(0), x.stride(0), x.stride(1), x.stride(2),
+                      x.stride(3)};
+    run(prepared->program, from, result.mutable_data_ptr<float>() + first * each, std::min(images, batch - first),
+        *workspace);
+  }
+  prepared->give_back(std::move(workspace));
+  return result;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(resnet_min, m) {
+  m.def("fused_net(Tensor x, Tensor[] weights, Tensor[] biases, int[] plan) -> Tensor", {at::Tag::pt2_compliant_tag});
+}
+TORCH_LIBRARY_IMPL(resnet_min, CPU, m) { m.impl("fused_net", &fused_net); }
+
+}  // namespace resnet_min

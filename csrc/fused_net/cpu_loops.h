@@ -1,0 +1,310 @@
+// The loops of cpu.cpp (see vector.h): the product of a few rows, transforms of Winograd's tiles, pooling.
+
+constexpr int kLanes = kBytes / sizeof(float);
+using V = Vector<float, kLanes>;
+
+// A product keeps kRows × 2 sums in registers, besides the two vectors of weights and the value they are multiplied by.
+constexpr int kRows = kBytes == 64 ? 12 : 6;
+
+RESNET_MIN_TARGET inline V load(const float* from) {
+  V v;
+  __builtin_memcpy(&v, from, sizeof v);
+  return v;
+}
+
+RESNET_MIN_TARGET inline void store(V v, float* to) { __builtin_memcpy(to, &v, sizeof v); }
+
+// The first `count` values, and zeros.
+RESNET_MIN_TARGET inline V load_some(const float* from, int64_t count) {
+  float values[kLanes] = {};
+  for (int64_t i = 0; i < count && i < kLanes; ++i) values[i] = from[i];
+  return load(values);
+}
+
+RESNET_MIN_TARGET inline void store_some(V v, float* to, int64_t count) {
+  float values[kLanes];
+  store(v, values);
+  for (int64_t i = 0; i < count && i < kLanes; ++i) to[i] = values[i];
+}
+
+RESNET_MIN_TARGET inline V relu_of(V v) { return v <= 0 ? V{} : v; }  // NaN stays
+
+// ---- products ----
+
+// Output i: bias + the sum over runs r and their values j of in[i][r][j] * weight[r][j], + residual.
+template <int rows, int vectors>
+RESNET_MIN_TARGET inline void convolve_rows(const Convolution& p, const Place* place) {
+  V sum[rows][vectors];
+  const float* in[rows];
+#pragma GCC unroll 16
+  for (int i = 0; i < rows; ++i) {
+    in[i] = place[i].in;
+#pragma GCC unroll 2
+    for (int v = 0; v < vectors; ++v) sum[i][v] = load(p.bias + v * kLanes);
+  }
+  const float* weight = p.weight;
+  for (int64_t r = 0; r < p.runs; ++r) {
+    const int64_t begin = r * p.run_stride, end = begin + p.run;
+    for (int64_t j = begin; j < end; ++j, weight += vectors * kLanes) {
+      V factor[vectors];
+#pragma GCC unroll 2
+      for (int v = 0; v < vectors; ++v) factor[v] = load(weight + v * kLanes);
+#pragma GCC unroll 16
+      for (int i = 0; i < rows; ++i) {
+        const float value = in[i][j];
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; ++v) sum[i][v] += factor[v] * value;
+      }
+    }
+  }
+  const bool whole = p.outputs >= vectors * kLanes && (p.added == 0 || p.added >= vectors * kLanes);
+#pragma GCC unroll 16
+  for (int i = 0; i < rows; ++i) {
+    float* const out = place[i].out + p.channel;
+    const float* const residual = place[i].residual + p.channel;
+#pragma GCC unroll 2
+    for (int v = 0; v < vectors; ++v) {
+      V value = sum[i][v];
+      const int64_t from = v * kLanes;
+      if (whole) {
+        if (p.added > 0) value += load(residual + from);
+        store(p.relu ? relu_of(value) : value, out + from);
+      } else {
+        if (p.added > from) value += load_some(residual + from, p.added - from);
+        store_some(p.relu ? relu_of(value) : value, out + from, p.outputs - from);
+      }
+    }
+  }
+}
+
+// Row i of the output: the sum over `terms` values j of in[i][j] * weight[j].
+template <int rows, int vectors>
+RESNET_MIN_TARGET inline void multiply_rows(const float* first, const float* weight, int64_t terms, float* out) {
+  V sum[rows][vectors] = {};
+  const float* in[rows];
+#pragma GCC unroll 16
+  for (int i = 0; i < rows; ++i) in[i] = first + i * terms;
+  for (int64_t j = 0; j < terms; ++j, weight += vectors * kLanes) {
+    V factor[vectors];
+#pragma GCC unroll 2
+    for (int v = 0; v < vectors; ++v) factor[v] = load(weight + v * kLanes);
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; ++i) {
+      const float value = in[i][j];
+#pragma GCC unroll 2
+      for (int v = 0; v < vectors; ++v) sum[i][v] += factor[v] * value;
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < rows; ++i) {
+#pragma GCC unroll 2
+    for (int v = 0; v < vectors; ++v) store(sum[i][v], out + (i * vectors + v) * kLanes);
+  }
+}
+
+// The last places, fewer than a product has rows.
+template <int rows, int vectors>
+RESNET_MIN_TARGET void convolve_rest(const Convolution& p, const Place* place, int64_t count) {
+  if (count == rows) return convolve_rows<rows, vectors>(p, place);
+  if constexpr (rows > 1) convolve_rest<rows - 1, vectors>(p, place, count);
+}
+template <int rows, int vectors>
+RESNET_MIN_TARGET void multiply_rest(const float* in, const float* weight, int64_t terms, float* out, int64_t count) {
+  if (count == rows) return multiply_rows<rows, vectors>(in, weight, terms, out);
+  if constexpr (rows > 1) multiply_rest<rows - 1, vectors>(in, weight, terms, out, count);
+}
+
+template <int vectors>
+RESNET_MIN_TARGET void convolve(const Convolution& p) {
+  int64_t i = 0;
+  for (; i + kRows <= p.count; i += kRows) convolve_rows<kRows, vectors>(p, p.places + i);
+  if (i < p.count) convolve_rest<kRows - 1, vectors>(p, p.places + i, p.count - i);
+}
+
+template <int vectors>
+RESNET_MIN_TARGET void multiply(const Points& p) {
+  for (int64_t point = 0; point < p.points; ++point) {
+    const float *in = p.in + point * p.in_stride, *weight = p.weight + point * p.terms * vectors * kLanes;
+    float* const out = p.out + point * p.out_stride;
+    int64_t i = 0;
+    for (; i + kRows <= p.count; i += kRows) {
+      multiply_rows<kRows, vectors>(in + i * p.terms, weight, p.terms, out + i * vectors * kLanes);
+    }
+    if (i < p.count) {
+      multiply_rest<kRows - 1, vectors>(in + i * p.terms, weight, p.terms, out + i * vectors * kLanes, p.count - i);
+    }
+  }
+}
+
+// ---- Winograd's transforms of values in a row; of a tile, rows first, then columns ----
+
+// F(2, 3)
+struct Input2 {  // B^T d
+  static constexpr int from = 4, to = 4;
+  RESNET_MIN_TARGET static inline void apply(const V (&d)[4], V (&r)[4]) {
+    r[0] = d[0] - d[2];
+    r[1] = d[1] + d[2];
+    r[2] = d[2] - d[1];
+    r[3] = d[1] - d[3];
+  }
+};
+struct Output2 {  // A^T m
+  static constexpr int from = 4, to = 2;
+  RESNET_MIN_TARGET static inline void apply(const V (&m)[4], V (&r)[2]) {
+    r[0] = m[0] + m[1] + m[2];
+    r[1] = m[1] - m[2] - m[3];
+  }
+};
+
+// F(4, 3)
+struct Input4 {
+  static constexpr int from = 6, to = 6;
+  RESNET_MIN_TARGET static inline void apply(const V (&d)[6], V (&r)[6]) {
+    const V even = d[4] - d[2] * 4.f, odd = d[3] - d[1] * 4.f, far = d[4] - d[2], near = (d[3] - d[1]) * 2.f;
+    r[0] = d[0] * 4.f - d[2] * 5.f + d[4];
+    r[1] = even + odd;
+    r[2] = even - odd;
+    r[3] = far + near;
+    r[4] = far - near;
+    r[5] = d[1] * 4.f - d[3] * 5.f + d[5];
+  }
+};
+struct Output4 {
+  static constexpr int from = 6, to = 4;
+  RESNET_MIN_TARGET static inline void apply(const V (&m)[6], V (&r)[4]) {
+    const V sum1 = m[1] + m[2], sum2 = m[3] + m[4], difference1 = m[1] - m[2], difference2 = m[3] - m[4];
+    r[0] = m[0] + sum1 + sum2;
+    r[1] = difference1 + difference2 * 2.f;
+    r[2] = sum1 + sum2 * 4.f;
+    r[3] = difference1 + difference2 * 8.f + m[5];
+  }
+};
+
+template <typename T>
+RESNET_MIN_TARGET inline void both_ways(const V (&d)[T::from][T::from], V (&r)[T::to][T::to]) {
+  V half[T::to][T::from];
+#pragma GCC unroll 8
+  for (int j = 0; j < T::from; ++j) {
+    V column[T::from], result[T::to];
+#pragma GCC unroll 8
+    for (int i = 0; i < T::from; ++i) column[i] = d[i][j];
+    T::apply(column, result);
+#pragma GCC unroll 8
+    for (int i = 0; i < T::to; ++i) half[i][j] = result[i];
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < T::to; ++i) T::apply(half[i], r[i]);
+}
+
+// From each place's tile [size][size][channels] of the input, its rows `row` apart, to the points.
+template <typename T>
+RESNET_MIN_TARGET void transform_input(const Place* places, int64_t count, int64_t row, int64_t channels, float* to,
+                                       int64_t stride) {
+  for (int64_t k = 0; k < count; ++k, to += channels) {
+    const float* from = places[k].in;
+    for (int64_t c = 0; c < channels; c += kLanes) {
+      V d[T::from][T::from], r[T::to][T::to];
+#pragma GCC unroll 8
+      for (int i = 0; i < T::from; ++i) {
+#pragma GCC unroll 8
+        for (int j = 0; j < T::from; ++j) d[i][j] = load(from + i * row + j * channels + c);
+      }
+      both_ways<T>(d, r);
+#pragma GCC unroll 8
+      for (int i = 0; i < T::to; ++i) {
+#pragma GCC unroll 8
+        for (int j = 0; j < T::to; ++j) store(r[i][j], to + (i * T::to + j) * stride + c);
+      }
+    }
+  }
+}
+
+// From the points, a panel each, to those pixels of each place's tile that are in the map.
+template <typename T>
+RESNET_MIN_TARGET void transform_output(const TilesOut& t, const float* from, int64_t stride, int64_t panel) {
+  for (int64_t k = 0; k < t.count; ++k, from += panel) {
+    const Place& place = t.places[k];
+    for (int64_t c = 0; c < t.outputs; c += kLanes) {
+      V m[T::from][T::from], r[T::to][T::to];
+#pragma GCC unroll 8
+      for (int i = 0; i < T::from; ++i) {
+#pragma GCC unroll 8
+        for (int j = 0; j < T::from; ++j) m[i][j] = load(from + (i * T::from + j) * stride + c);
+      }
+      both_ways<T>(m, r);
+      const V bias = load(t.bias + c);
+      const bool adds = c < t.added;
+      float* const out = place.out + t.channel + c;
+      const float* const residual = place.residual + t.channel + c;
+#pragma GCC unroll 8
+      for (int i = 0; i < T::to; ++i) {
+#pragma GCC unroll 8
+        for (int j = 0; j < T::to; ++j) {
+          if (i >= place.rows || j >= place.columns) continue;
+          V v = r[i][j] + bias;
+          if (adds) v += load(residual + i * t.residual_row + j * t.residual_pixel);
+          store(t.relu ? relu_of(v) : v, out + i * t.row + j * t.pixel);
+        }
+      }
+    }
+  }
+}
+
+// ---- pooling ----
+
+// The largest of `count` pixels, channel by channel; NaN where one is.
+RESNET_MIN_TARGET void max_pool(const float* const* pixels, int64_t count, float* to, int64_t channels) {
+  int64_t c = 0;
+  for (; c + kLanes <= channels; c += kLanes) {
+    V most = load(pixels[0] + c);
+    for (int64_t i = 1; i < count; ++i) {
+      const V value = load(pixels[i] + c);
+      most = (value > most) | (value != value) ? value : most;
+    }
+    store(most, to + c);
+  }
+  for (; c < channels; ++c) {
+    float most = pixels[0][c];
+    for (int64_t i = 1; i < count; ++i) {
+      const float value = pixels[i][c];
+      if (value > most || value != value) most = value;
+    }
+    to[c] = most;
+  }
+}
+
+// The mean over a map of rows × columns pixels, its rows `row` apart, channel by channel.
+RESNET_MIN_TARGET void mean_pool(const float* from, int64_t rows, int64_t columns, int64_t row, int64_t channels,
+                                 float* to) {
+  const float pixels = static_cast<float>(rows * columns);
+  int64_t c = 0;
+  for (; c + kLanes <= channels; c += kLanes) {
+    V total = {};
+    for (int64_t i = 0; i < rows; ++i) {
+      V sum = {};
+      for (int64_t j = 0; j < columns; ++j) sum += load(from + i * row + j * channels + c);
+      total += sum;
+    }
+    store(total / pixels, to + c);
+  }
+  for (; c < channels; ++c) {
+    float total = 0;
+    for (int64_t i = 0; i < rows; ++i) {
+      float sum = 0;
+      for (int64_t j = 0; j < columns; ++j) sum += from[i * row + j * channels + c];
+      total += sum;
+    }
+    to[c] = total / pixels;
+  }
+}
+
+constexpr Loops kLoops = {
+    kLanes,
+    kRows,
+    {convolve<1>, convolve<2>},
+    {multiply<1>, multiply<2>},
+    {transform_input<Input2>, transform_input<Input4>},
+    {transform_output<Output2>, transform_output<Output4>},
+    max_pool,
+    mean_pool,
+};

@@ -1,0 +1,302 @@
+"""The modules that `fuse` makes: on a CPU in float32 a net is one operator, elsewhere one for each convolution."""
+
+from __future__ import annotations
+
+import functools
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import model as ours
+from .. import ops
+from ..kernels import backend
+from ..kernels.fused_net import CONVOLUTION, FASTER, LINEAR, MAX_POOL, MEAN_POOL, Layer
+
+# The bytes that a layer of the first stage may write for each thread of a CPU before the next layer reads them, where
+# a convolution is a call: more fall out of cache, with fewer the calls weigh. Measured in bfloat16 on 2 Zen 4 cores
+# with 1 MiB of L2 and 16 MiB of L3 cache each.
+SLICE_BYTES = 3 * 2**20
+
+
+class FusedResNet(nn.Sequential):
+    """images [B, 3, H, W] -> logits.
+
+    On a CPU in float32 all of it is one call of `ops.fused_net`, as far as that has its layers: what follows the last
+    block, where that is not pooling and a linear layer, is called after it. So it is on other devices and in other
+    dtypes, while it has hooks, and where its max-pool is another than torch's own: layer by layer, and on a CPU, in
+    eager calls, in slices of the batch.
+    """
+
+    def __init__(self, layers: dict[str, nn.Module], form: int = FASTER) -> None:
+        super().__init__()
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+        self.form = form
+        self._planned: tuple[tuple[nn.Module, ...], Planned, Planned] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        whole, _ = self._plans()
+        if self._in_one_call(x, whole):
+            x = whole(x)
+            for layer in whole.rest:
+                x = layer(x)
+            return x
+        run = super().forward
+        if x.device.type != "cpu" or torch.compiler.is_compiling():  # a graph is for any batch
+            return run(x)
+        slices = self.slices(x)
+        return run(x) if slices < 2 else torch.cat([run(part) for part in x.chunk(slices)])
+
+    def features(self, x: Tensor) -> Tensor:
+        """images [B, 3, H, W] -> the last stage's maps [B, C, h, w]."""
+        _, maps = self._plans()
+        if self._in_one_call(x, maps):
+            return maps(x)
+        for name, layer in self.named_children():
+            if name == "avgpool":
+                break
+            x = layer(x)
+        return x
+
+    def slices(self, x: Tensor) -> int:
+        """How many parts of x to take through all layers one by one, so that activations stay in cache."""
+        height, width = self.maxpool(self.conv1(x[:1])).shape[2:]
+        image = self.layer1[-1].channels * height * width * x.element_size()
+        return math.ceil(x.shape[0] * image / (SLICE_BYTES * torch.get_num_threads()))
+
+    def _plans(self) -> tuple[Planned, Planned]:
+        """The plan of all of it, and that up to the last stage's maps."""
+        children = tuple(self._modules.values())
+        if self._planned is None or self._planned[0] != children:  # a user may replace a layer, such as fc
+            self._planned = children, Planned(self, head=True), Planned(self, head=False)
+        return self._planned[1:]
+
+    def _in_one_call(self, x: Tensor, plan: Planned) -> bool:
+        return (
+            bool(plan.layers)
+            and not self.training
+            and backend.supported("fused_net", x)
+            and self.conv1.weight.dtype == torch.float32
+            and not plan.has_hooks()
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_planned": None}
+
+
+class Planned:
+    """The layers of a FusedResNet as a plan of `ops.fused_net`, and the tensors it takes. No layers where it has none.
+
+    rest    what of the net is to be called after it
+    """
+
+    def __init__(self, net: FusedResNet, head: bool) -> None:
+        self.layers: list[Layer] = []
+        self.convolutions: list[nn.Module] = []  # and linear layers: what has weights
+        names = list(net._modules)
+        after = names.index("avgpool")
+        self.rest = [net._modules[name] for name in names[after:]] if head else []
+        called = [net._modules[name] for name in names[:after]]
+
+        value = self._conv(net.conv1, 0, net.form)
+        pool = net.maxpool
+        if type(pool) is nn.MaxPool2d and _is_square(pool):
+            value = self._add(Layer(MAX_POOL, value, stride=pool.stride, padding=pool.padding, size=pool.kernel_size))
+        elif type(pool) is not nn.Identity:
+            self.layers = []
+            return
+        for stage in called[2:]:
+            for block in stage:
+                value = self._block(block, value, net.form)
+        if head:
+            called += self._head(value)
+        modules = [module for layer in called for module in layer.modules()]
+        self._hooks = [hooks for m in modules for hooks in (m._forward_hooks, m._forward_pre_hooks)]
+        # The dicts in which modules hold their tensors, whichever these are at a call: faster than attributes.
+        self._held = [m._buffers if isinstance(m, FusedConv) else m._parameters for m in self.convolutions]
+        self.numbers = [int(number) for layer in self.layers for number in layer]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            tensors = [(module.weight, module.bias) for module in self.convolutions]
+        else:
+            tensors = [(held["weight"], held["bias"]) for held in self._held]
+        return ops.fused_net(x, [weight for weight, _ in tensors], [bias for _, bias in tensors], self.numbers)
+
+    def has_hooks(self) -> bool:
+        """Whether a module has hooks that the operator would not call."""
+        return any(self._hooks) or nn.modules.module._has_any_global_hook()
+
+    def _add(self, layer: Layer) -> int:
+        self.layers.append(layer)
+        return len(self.layers)
+
+    def _conv(self, conv: FusedConv, source: int, form: int, residual: int = -1, every: int = 1) -> int:
+        self.convolutions.append(conv)
+        about = dict(stride=conv.stride, padding=conv.padding, relu=conv.relu, form=form)
+        return self._add(Layer(CONVOLUTION, source, residual, every, **about))
+
+    def _block(self, block: FusedBlock, source: int, form: int) -> int:
+        *first, last = block.convolutions()
+        value, residual, every = source, -1, 1
+        for conv in first:
+            value = self._conv(conv, value, form)
+        if isinstance(block.downsample, FusedConv):  # after the others, so that maps of one size follow one another
+            residual = self._conv(block.downsample, source, form)
+        elif isinstance(block.downsample, ours.PadShortcut):
+            residual, every = source, block.downsample.stride
+        elif block.downsample is not None:
+            residual = source
+        return self._conv(last, value, form, residual, every)
+
+    def _head(self, value: int) -> list[nn.Module]:
+        """Takes in what it can of pooling, dropout and fc; returns those."""
+        taken = []
+        pool, *others = self.rest
+        if type(pool) is nn.AdaptiveAvgPool2d and pool.output_size in (1, (1, 1)):
+            idle = [type(layer) in (nn.Flatten, nn.Dropout) for layer in others[:-1]]
+            fc = others[-1]
+            if all(idle) and others[0].start_dim == 1 and type(fc) is nn.Linear and fc.bias is not None:
+                self._add(Layer(MEAN_POOL, value))
+                self.convolutions.append(fc)
+                self._add(Layer(LINEAR, len(self.layers)))
+                taken, self.rest = self.rest, []
+        return taken
+
+
+def _is_square(pool: nn.MaxPool2d) -> bool:
+    """Whether it is a plain one, with one number for both directions."""
+    numbers = (pool.kernel_size, pool.stride, pool.padding)
+    return (
+        all(isinstance(n, int) for n in numbers) and pool.dilation == 1 and not (pool.ceil_mode or pool.return_indices)
+    )
+
+
+class FusedBlock(nn.Module):
+    """x -> the convolutions in turn, the last one with `downsample(x)` added; nothing is added where that is None."""
+
+    def __init__(self, convs: list[FusedConv], downsample: nn.Module | None) -> None:
+        super().__init__()
+        self.depth = len(convs)
+        for index, conv in enumerate(convs):
+            self.add_module(f"conv{index + 1}", conv)
+        self.channels = len(convs[-1].bias)  # of the output
+        self.downsample = downsample
+
+    def convolutions(self) -> list[FusedConv]:
+        return [getattr(self, f"conv{index + 1}") for index in range(self.depth)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        *first, last = self.convolutions()
+        out = x
+        for conv in first:
+            out = conv(out)
+        return last(out, None if self.downsample is None else self.downsample(x))
+
+
+class FusedConv(nn.Module):
+    """`ops.conv_bn_relu` and its weights: x [B, C, H, W], residual [B, O, H', W'] -> [B, O, H', W'].
+
+    On CUDA it is our kernel or cuDNN's fused call, by a trial of both at the first x of a shape; ours without a trial
+    under torch's deterministic algorithms, while a graph is captured, and in compiled code.
+
+    The CPU kernel wants the weight prepacked. That is an opaque tensor, not to be saved,
+    moved or put into a graph, so it is kept beside the plain weight and made from it at the first call, or again once
+    the weight is another or was written to.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor, stride: int, padding: int, relu: bool) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight.contiguous(memory_format=torch.channels_last))
+        self.register_buffer("bias", bias)
+        self.stride, self.padding, self.relu = stride, padding, relu
+        self._prepacked: tuple[Tensor, int, Tensor] | None = None  # made from which weight, at which version; itself
+        self._choices: dict[tuple[Any, ...], Callable[..., Tensor]] = {}
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        rest = self.bias, residual, self.stride, self.padding, self.relu
+        if torch.compiler.is_compiling():
+            return ops.conv_bn_relu(x, self.weight, *rest)
+        if cudnn_fuses(x, self.relu):
+            return self._faster(x, residual)(x, self.weight, *rest)
+        if not ops.takes_prepacked(x, self.weight):
+            warn_where_emulated(x.dtype, x.device)
+            return ops.conv_bn_relu(x, self.weight, *rest)
+        version = 0 if self.weight.is_inference() else self.weight._version
+        if self._prepacked and self._prepacked[0] is self.weight and self._prepacked[1] == version:
+            return ops.conv_bn_relu(x, self._prepacked[2], *rest)
+        warn_where_emulated(x.dtype, x.device)
+        out = ops.conv_bn_relu(x, self.weight, *rest)  # which checks the arguments
+        self._prepacked = self.weight, version, ops.prepacked(self.weight, x, self.stride, self.padding)
+        return out
+
+    def _faster(self, x: Tensor, residual: Tensor | None) -> Callable[..., Tensor]:
+        """Ours or cuDNN's, whichever a trial found faster for such an x: one trial, the first time that one may be."""
+        key = x.shape, x.dtype, x.device
+        if key not in self._choices:
+            if torch.cuda.is_current_stream_capturing() or _fixed_choice():
+                return ops.conv_bn_relu
+            args = x, self.weight, self.bias, residual, self.stride, self.padding, self.relu
+            self._choices[key] = min((ops.conv_bn_relu, cudnn_conv_bn_relu), key=lambda call: milliseconds(call, args))
+        return self._choices[key]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_prepacked": None, "_choices": {}}
+
+    def extra_repr(self) -> str:
+        out, channels, height, width = self.weight.shape
+        return f"{channels}, {out}, {height}×{width}, stride={self.stride}, padding={self.padding}, relu={self.relu}"
+
+
+@functools.cache
+def warn_where_emulated(dtype: torch.dtype, device: torch.device) -> None:
+    """Warn, once, that a CPU without the instructions for a 16-bit dtype is slow in it."""
+    if dtype in (torch.bfloat16, torch.float16) and device.type == "cpu" and not backend.has_bf16(device):
+        name = str(dtype).removeprefix("torch.")
+        warnings.warn(
+            f"this processor emulates {name}: the fused net is several times slower in it than in float32, which "
+            "fuse(model, torch.float32) makes",
+            stacklevel=2,
+        )
+
+
+def cudnn_fuses(x: Tensor, relu: bool) -> bool:
+    """Whether `cudnn_conv_bn_relu` takes such an x: there is always a ReLU in it."""
+    sound = x.dim() == 4 and len(x) > 0 and not (x.requires_grad and torch.is_grad_enabled())
+    return x.is_cuda and relu and sound and x.dtype != torch.float64 and ops.supported("conv_bn_relu", x)
+
+
+def cudnn_conv_bn_relu(
+    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, stride: int, padding: int, relu: bool
+) -> Tensor:
+    """`ops.conv_bn_relu` by cuDNN's own fused call."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    how = bias, (stride, stride), (padding, padding), (1, 1), 1
+    with torch.autocast(x.device.type, enabled=False):
+        if residual is None:
+            return torch.cudnn_convolution_relu(x, weight, *how)
+        residual = residual.contiguous(memory_format=torch.channels_last)
+        return torch.cudnn_convolution_add_relu(x, weight, residual, 1.0, *how)
+
+
+def _fixed_choice() -> bool:
+    """Whether the user wants no choice that a measurement makes."""
+    return torch.are_deterministic_algorithms_enabled() or torch.backends.cudnn.deterministic
+
+
+def milliseconds(call: Callable[..., Tensor], args: tuple[Any, ...], calls: int = 10) -> float:
+    """What a call takes on the GPU, the least of three times `calls` in a row, after as many that are not timed."""
+    times = []
+    for _ in range(4):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(calls):
+            call(*args)
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end))
+    return min(times[1:]) / calls
