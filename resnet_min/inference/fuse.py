@@ -64,7 +64,10 @@ def fuse(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
         layers[stage] = nn.Sequential(*(fuse_block(block, names) for block in blocks))
     layers |= {"avgpool": model.avgpool, "flatten": nn.Flatten()}
     layers |= {name: getattr(model, name) for name in ("dropout", "fc") if hasattr(model, name)}
-    return FusedResNet(layers).to(dtype).requires_grad_(False).eval()
+    fused = FusedResNet(layers).to(dtype).requires_grad_(False).eval()
+    if isinstance(model, ours.ResNet):
+        fused.classes, fused.preprocessing = model.classes, model.preprocessing
+    return fused
 
 
 def fuse_inside(model: nn.Module, name: str, dtype: torch.dtype | None) -> nn.Module:
@@ -122,7 +125,7 @@ def fold(conv: nn.Module, bn: nn.Module, relu: nn.Module | None, names: dict[nn.
     return FusedConv(conv.weight * scale[:, None, None, None], bias, conv.stride[0], conv.padding[0], relu is not None)
 
 
-class FusedResNet(nn.Sequential):
+class FusedResNet(ours.Classifier, nn.Sequential):
     """images [B, 3, H, W] -> logits. On a CPU, in eager calls only, in slices of the batch."""
 
     def __init__(self, layers: dict[str, nn.Module]) -> None:
