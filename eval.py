@@ -131,7 +131,7 @@ def answer(args: argparse.Namespace, subject: Trained, where: Hardware) -> None:
         print(f"skipped: {printable(error)}", file=sys.stderr)
     if len(rows) == len(failed):
         raise UserError(f"none of the {len(rows)} images could be read")
-    print(f"{len(rows) - len(failed):,} of {len(rows):,} images answered")
+    print(f"{len(rows) - len(failed):,} answered, {len(failed):,} skipped")
 
 
 def print_table(results: dict[str, Evaluation]) -> None:

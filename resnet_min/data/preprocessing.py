@@ -35,11 +35,15 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
-            values = tuple(float(value) for value in getattr(self, name))
-            object.__setattr__(self, name, values)
+            given = getattr(self, name)
+            try:
+                values = tuple(map(float, given))
+            except (TypeError, ValueError):
+                values = ()
             if len(values) != 3 or not all(map(math.isfinite, values)) or (name == "std" and min(values) <= 0):
                 above = ", above 0" if name == "std" else ""
-                raise UserError(f"{name} is 3 numbers, of red, green and blue{above}; got {values}")
+                raise UserError(f"{name} is 3 numbers, of red, green and blue{above}; got {given!r}")
+            object.__setattr__(self, name, values)
         if min(self.size, self.resize or 1) < 1:
             raise UserError(f"sizes are at least 1 pixel; got {self.size} and {self.resize}")
 
@@ -64,14 +68,14 @@ class Preprocessing:
         else, and for a Pillow image whose file is damaged.
         """
         if isinstance(images, (Tensor, np.ndarray)) and images.ndim == 4:
-            batch = as_tensor(images, "it")
+            batch = as_tensor(images, "the batch")
             if batch.shape[1:3] == (self.size, self.size):
                 return batch
             images = list(batch)
         elif isinstance(images, (list, tuple)):
             images = list(images)
         else:
-            return self.fit(images, "it")[None]
+            return self.fit(images, "the image")[None]
         sized = [self.fit(image, f"image {number}") for number, image in enumerate(images)]
         return torch.stack(sized) if sized else torch.empty((0, self.size, self.size, 3), dtype=torch.uint8)
 

@@ -188,6 +188,14 @@ def test_it_evaluates_and_compares(capsys):
         run("three", "--padding", "2")
 
 
+def test_it_answers(capsys):
+    run("run")
+    Image.new("L", (40, 30)).save("picture.png")
+    evaluate.main(["run", "--images", "picture.png", "none.png", "--json", "f.json", "--device", "cpu"])
+    (row, none) = json.loads(Path("f.json").read_text())["images"]
+    assert f"picture.png: turned by {row['predicted']:.1f}°" in capsys.readouterr().out and "error" in none
+
+
 def test_it_is_drawn(drawn, capsys):
     run("run", "--epochs", "2")
     visualize.main(["--curves", "run", "--out", "curves.png"])
