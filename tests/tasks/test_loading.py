@@ -48,6 +48,7 @@ def test_a_run_predicts_as_eval_judges_it(tmp_path, options):
     test = trained.load_data(subject).test
     batches = subject.task.batches(test, cpu(), 256).ordered()
     _, accuracy, logits = predict(subject.net.to(memory_format=layout), batches, cpu())
+    assert net.layer1[0].conv1.weight.is_contiguous(memory_format=layout)
     got = net.predict(test.images)
     assert torch.equal(got, logits.softmax(1))
     assert 100 * (got.argmax(1) == test.labels).double().mean() == pytest.approx(accuracy)
