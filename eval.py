@@ -6,27 +6,35 @@
     python eval.py runs/resnet18-1 runs/resnet18-plain-1         one table and one figure that compare them
     python eval.py model.pt --data FOLDER --tta flip --json figures.json
     python eval.py runs/resnet18-part_B_final-1 --worst 4        crowd counting: MAE, MSE and density maps
+    python eval.py runs/resnet20-digits-1 --images a.jpg FOLDER  what it says of your own images, of any size
 
 A checkpoint contains everything needed: options, classes, normalisation and weights. Recall, precision,
 specificity, F1 and AUC are of each class against all others, and scikit-learn's; a class that is absent or never
 predicted has "undefined" ones. The expected calibration error is over 15 bins of confidence.
+
+With --images, what cannot be read is named and passed over; the exit code is 2 where nothing could be read.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+import sys
+from collections import deque
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from resnet_min.config import flag
 from resnet_min.errors import UserError, run_script
-from resnet_min.files import write_whole
+from resnet_min.files import printable, write_whole
 from resnet_min.tasks import TASKS
 
 if TYPE_CHECKING:
-    from resnet_min.tasks.task import Evaluation
+    from resnet_min.tasks.task import Evaluation, Split
+    from resnet_min.tasks.trained import Trained
+    from resnet_min.training.hardware import Hardware
 
 MOST_WORST = 100  # images that one picture shows legibly
 
@@ -44,15 +52,18 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="draw the N worst mistakes",
     )
+    parser.add_argument(
+        "--images", nargs="+", metavar="PATH", help="answer for these images instead: files, or folders with all below"
+    )
     parser.add_argument("--data", help="evaluate on this data set, of the same classes (default: the run's own)")
     parser.add_argument("--data-dir", help="where named data sets are (default: the run's own)")
     parser.add_argument("--cache-dir", help="cache for decoded images (default: the run's own)")
-    parser.add_argument("--split", choices=("test", "val"), default="test", help="images to use (default: test)")
+    parser.add_argument("--split", choices=("test", "val"), help="images to use (default: test)")
     parser.add_argument("-b", "--batch-size", type=int, default=256, metavar="N", help="batch size (default: 256)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--amp", choices=("auto", "bf16", "off"), help="bf16 autocast (default: as in training)")
     parser.add_argument("--kernels", choices=("auto", "extension", "reference"), default="auto", help="(default: auto)")
-    parser.add_argument("--json", metavar="FILE", help="write every figure to this file")
+    parser.add_argument("--json", metavar="FILE", help="write every figure, or every answer, to this file")
     parser.add_argument(
         "--out", metavar="DIR", help="folder for the pictures (default: beside each checkpoint; comparisons here)"
     )
@@ -69,6 +80,58 @@ def refuse_foreign(args: argparse.Namespace, task: str, path: Path) -> None:
         for option in config.evaluation.keys() - TASKS[task].evaluation.keys():
             if getattr(args, option):
                 raise UserError(f"--{option} is for --task {name}; {path} is of --task {task}")
+
+
+def refuse_beside_images(args: argparse.Namespace) -> None:
+    """Raise UserError where a flag was given that would change nothing beside --images."""
+    others = ["data", "data_dir", "cache_dir", "split", "worst", "out"]
+    others += [option for config in TASKS.values() for option in config.evaluation]
+    if given := [flag(option) for option in others if getattr(args, option)]:
+        raise UserError(f"{', '.join(given)} would change nothing: --images only says what the network answers")
+    if len(args.checkpoints) > 1:
+        raise UserError(f"--images asks one network; got {len(args.checkpoints)} checkpoints")
+
+
+def answer(args: argparse.Namespace, subject: Trained, where: Hardware) -> None:
+    """What the network says of --images: printed, and written to --json."""
+    from resnet_min.data.sources import image_files
+
+    rows: list[dict[str, Any]] = []  # of every image in order, with its answer or why there is none
+    waiting: deque[dict[str, Any]] = deque()  # those that are read and not yet answered
+
+    def readable() -> Iterator[tuple[str, Split]]:
+        for path in args.images:
+            try:
+                files = image_files(path) if Path(path).is_dir() else [path]
+            except UserError as error:
+                rows.append({"image": path, "error": str(error)})
+                continue
+            for file in files:
+                rows.append({"image": file})
+                try:
+                    image = subject.task.read(file)
+                except UserError as error:
+                    rows[-1]["error"] = str(error)
+                else:
+                    waiting.append(rows[-1])
+                    yield file, image
+
+    print()
+    for said in subject.task.answer(subject.net, readable(), subject.classes, where, args.batch_size):
+        print(printable(said.caption + said.more))
+        waiting.popleft().update(said.figures)
+    failed = [row["error"] for row in rows if "error" in row]
+    if args.json:
+        content = {"checkpoint": str(subject.path), "classes": list(subject.classes), "images": rows}
+        write_whole(args.json, json.dumps(content, indent=1) + "\n")
+        print(f"answers: {args.json}")
+    if len(rows) == len(failed) == 1:
+        raise UserError(failed[0])
+    for error in failed:
+        print(f"skipped: {printable(error)}", file=sys.stderr)
+    if len(rows) == len(failed):
+        raise UserError(f"none of the {len(rows)} images could be read")
+    print(f"{len(rows) - len(failed):,} answered, {len(failed):,} skipped")
 
 
 def print_table(results: dict[str, Evaluation]) -> None:
@@ -105,6 +168,8 @@ def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     if args.batch_size < 1:
         raise UserError(f"--batch-size must be at least 1; got {args.batch_size}")
+    if args.images:
+        refuse_beside_images(args)
     if args.worst is not None and not 1 <= args.worst <= MOST_WORST:
         raise UserError(f"--worst draws 1 to {MOST_WORST} images; got {args.worst}")
 
@@ -118,6 +183,7 @@ def main(argv: list[str] | None = None) -> None:
     from resnet_min.viz import figures as drawing
 
     ops.set_backend(args.kernels)
+    split = args.split or "test"
     paths = list(dict.fromkeys(checkpoint.find(name) for name in args.checkpoints or [None]))
     names = runs.names([path.parent if path.name == "last.pt" else path for path in paths])
     results: list[Evaluation] = []
@@ -139,23 +205,26 @@ def main(argv: list[str] | None = None) -> None:
             f"{count_parameters(net):,} parameters, epoch {subject.epoch}"
         )
         places = {"data": args.data, "data_dir": args.data_dir, "cache_dir": args.cache_dir}
-        dataset = trained.load_data(subject, args.split, **places)
+        dataset = None if args.images else trained.load_data(subject, split, **places)
         where = hardware.hardware(args.device, args.amp or config.amp)
         if where.device.type == "cpu":
             hardware.keep_freed_memory()
-        classes = f"; {len(dataset.classes)} classes" if dataset.classes else ""
-        print(f"data: {dataset.source}: {len(dataset.splits[args.split]):,} {args.split} images{classes}")
+        if dataset is not None:
+            classes = f"; {len(dataset.classes)} classes" if dataset.classes else ""
+            print(f"data: {dataset.source}: {len(dataset.splits[split]):,} {split} images{classes}")
         print(f"device: {where}{', channels_last' if config.channels_last else ''}")
         print(ops.backend_line(where.device), flush=True)
 
         net.to(where.device, memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
+        if dataset is None:
+            return answer(args, subject, where)
         folder = Path(args.out) if args.out else path.parent
         if args.out and len(paths) > 1:  # a folder each
             folder /= name.strip("/").replace("/", "-")
         prefix = "" if path.stem == "last" else f"{path.stem}-"
-        result = subject.task.evaluate(net, dataset, args.split, where, args, partial(picture_of, folder, prefix))
+        result = subject.task.evaluate(net, dataset, split, where, args, partial(picture_of, folder, prefix))
         results.append(result)
-        about = {"checkpoint": str(path), "name": name, "data": dataset.source, "split": args.split}
+        about = {"checkpoint": str(path), "name": name, "data": dataset.source, "split": split}
         all_figures.append({**about, **result.figures})
 
     if len(results) > 1:
@@ -167,7 +236,7 @@ def main(argv: list[str] | None = None) -> None:
             print("their images differ, so their figures are not comparable")
         where = Path(sources[0]).name if len(set(sources)) == 1 else "its own data"
         picture = Path(args.out or "", "comparison.png")
-        title = f"{len(results)} networks, each on the {args.split} images of {where}"
+        title = f"{len(results)} networks, each on the {split} images of {where}"
         rows = {label: result.figures for label, result in zip(labels, results, strict=True)}
         drawing.comparison(rows, picture, first.task.config.figure, title=title)
         print(f"comparison: {picture}")

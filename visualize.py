@@ -22,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from resnet_min.errors import UserError, run_script
+from resnet_min.files import printable
 
 # What each option goes with; one that would change nothing is an error.
 GOES_WITH = {
@@ -93,6 +94,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("--steps goes with --curves")
 
     from resnet_min import tasks
+    from resnet_min.data.decode import conversion
     from resnet_min.model import backbone_of
     from resnet_min.runs import folder as run
     from resnet_min.tasks import trained
@@ -149,6 +151,8 @@ def main(argv: list[str] | None = None) -> None:
     text = args.image or "0"
     if Path(text).is_file():
         image, name = task.read(text), Path(text).name
+        if was := conversion(text, tuple(image.images[0].shape[:2])):
+            print(f"converted: {was}")
     elif text.isdecimal():
         dataset = trained.load_data(subject, **places)
         test = dataset.splits["test"]
@@ -157,12 +161,12 @@ def main(argv: list[str] | None = None) -> None:
         image, name = test.subset([int(text)]), f"test image {text}"
     else:
         raise UserError(f"--image {text}: no such file; wanted a picture, or the number of a test image")
-    caption = task.present(net, image, name, subject.classes, picture if answer else None)
-    print(caption)
+    (said,) = task.answer(net, [(name, image)], subject.classes, cpu(), picture=picture if answer else None)
+    print(printable(said.caption))
     if answer:
         return print(f"prediction: {picture}")
     ((x, _),) = task.batches(image, cpu(), batch_size=1).ordered()
-    seen = looking.Subject(x, view.picture(x[0]), caption)
+    seen = looking.Subject(x, view.picture(x[0]), said.caption)
     if what == "features":
         looking.features(view, seen, args.layer, args.channel, picture)
     elif what == "reconstruct":

@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "build_info": "ops",
     "fuse": "inference.fuse",
+    "load": "tasks.loading",
     "resnet": "model",
     **{f"resnet{depth}": "model" for depth in (18, 20, 32, 34, 44, 50, 56, 101, 110, 152)},
 }

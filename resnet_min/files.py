@@ -9,6 +9,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 
+def printable(text: str) -> str:
+    """A name as one line can show it: control characters, and bytes of a file's name that are no text, escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def write_whole(path: str | Path, content: str | Callable[[BinaryIO], object]) -> None:
     """Write a file so that `path` always holds a whole one: temporary name, flush to disk, rename. Makes its folder.
 

@@ -6,7 +6,7 @@ Parameter names are torchvision's: with `stem="imagenet"` its weights load into 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from . import kernels, ops
 from .config import ARCHS, did_you_mean
 from .errors import UserError
+
+if TYPE_CHECKING:
+    from .data.preprocessing import Preprocessing
 
 
 def conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
@@ -135,7 +138,38 @@ ARCH: dict[str, tuple[type[Block], tuple[int, ...], tuple[int, ...], str]] = {
 assert tuple(ARCH) == ARCHS
 
 
-class ResNet(nn.Module):
+class Classifier:
+    """What a network of classes has beside its layers, and its fused form too: pixels in, probabilities out."""
+
+    classes: tuple[str, ...] = ()  # their names, where they are known
+    preprocessing: Preprocessing | None = None  # what its images go through, where that is known
+
+    @torch.no_grad()
+    def predict(self, images: Any, batch_size: int = 256) -> Tensor:
+        """The probabilities of images of any size, float32 [N, classes] (float64 from a net of that) on its device.
+
+        images      one or several: uint8 [H, W, 3] or [B, H, W, 3], arrays or tensors; Pillow images; or a list of
+                    these. They are resized and normalised as `preprocessing` says.
+        batch_size  images that the network takes at a time
+
+        Raises ValueError where no normalisation is known, for a net in training mode, and for other images than these.
+        """
+        if self.preprocessing is None:
+            raise UserError(
+                "predict: how this net's images are normalised is not known; load it with its mean and std, as in "
+                "resnet_min.load(source, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))"
+            )
+        if self.training:
+            raise UserError("predict: the net is in training mode; call .eval() first")
+        if batch_size < 1:
+            raise UserError(f"predict: batch_size must be at least 1; got {batch_size}")
+        weight = next(t for t in (*self.parameters(), *self.buffers()) if t.is_floating_point())
+        batches = self.preprocessing.batches(images, batch_size, weight.device, weight.dtype)
+        logits = torch.cat([self(batch) for batch in batches])
+        return logits.softmax(1, dtype=torch.promote_types(logits.dtype, torch.float32))
+
+
+class ResNet(Classifier, nn.Module):
     """images [B, 3, H, W] -> logits [B, num_classes]. Stages are `layer1` … `layerN`; `fc` is the last layer.
 
     Convolutions have no bias; weights are drawn by kaiming_normal (fan out), as torchvision's are.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,6 +12,9 @@ from torch import Tensor
 
 from ..errors import UserError
 from .sources import Source
+
+if TYPE_CHECKING:
+    import PIL.Image
 
 CHUNK = 64  # images that a thread decodes at a time
 
@@ -55,32 +58,44 @@ def _decode_split(items: Any, size: int, pool: ThreadPoolExecutor, bar: Any) -> 
 
 def pixels(item: str | np.ndarray, size: int | None) -> np.ndarray:
     """A file's path, or pixels [h,w] or [h,w,3] → uint8 [size,size,3]; [h,w,3] where `size` is None."""
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     try:
         with Image.fromarray(item) if isinstance(item, np.ndarray) else Image.open(item) as image:
-            image.load()
-            if "exif" in image.info:  # a camera's note of how it was held
-                image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I"):  # 16 bits of grey, which convert() would clip
-                image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
-            if image.has_transparency_data:  # dropped; by way of RGBA, where every palette's colours are kept
-                image = image.convert("RGBA")
-            image = image.convert("RGB")
-            if size is not None and image.size != (size, size):
-                image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
-            return np.asarray(image)
+            return rgb(image, size)
     except Exception as error:  # Pillow's readers raise many kinds
         raise UserError(f"cannot read the image {item}: {error}") from error
 
 
-def read_image(file: str, size: int) -> tuple[Tensor, str]:
-    """A picture as uint8 [size, size, 3], and what was done to it, if anything. Raises UserError as `pixels` does."""
+def rgb(image: PIL.Image.Image, size: int | None) -> np.ndarray:
+    """A Pillow image of any mode → uint8 [size,size,3]; its own [h,w,3] where `size` is None.
+
+    A camera's note of how it was held is followed, alpha is dropped, grey of 16 bits is rounded to 8. The shorter side
+    is resized to `size` (bilinear, antialiased) and the middle kept. Raises what Pillow does where it is damaged.
+    """
+    from PIL import Image, ImageOps
+
+    image.load()
+    if "exif" in image.info:
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bits of grey, which convert() would clip
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
+    if image.has_transparency_data:  # dropped; by way of RGBA, where every palette's colours are kept
+        image = image.convert("RGBA")
+    image = image.convert("RGB")
+    if size is not None and image.size != (size, size):
+        image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+    return np.asarray(image)
+
+
+def conversion(file: str, size: tuple[int, int]) -> str:
+    """What was done to a picture to make it RGB of `size` (height, width), in words; empty where nothing was."""
     from PIL import Image
 
-    image = torch.tensor(pixels(file, size))
+    height, width = size
     with Image.open(file) as original:
         was, kind = f"{original.width}x{original.height} {original.mode}", original.format
-    if was == f"{size}x{size} RGB":
-        return image, ""
-    return image, f"{was} {kind} to {size}x{size} RGB (shorter side resized, centre cropped)"
+        fitted = sorted(original.size) != sorted(size)
+    if was == f"{width}x{height} RGB":
+        return ""
+    return f"{was} {kind} to {width}x{height} RGB" + " (shorter side resized, centre cropped)" * fitted

@@ -7,7 +7,7 @@ import os
 import pickle
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from .download import downloading, unreachable
 
 CIFAR = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}  # the folder torchvision unpacks each into
 IMAGE_FILES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
+NEEDED = ("train", "test")  # splits that a data set has to have: to train with
 
 
 @dataclass(frozen=True)
@@ -33,14 +34,14 @@ class Source:
     read: Callable[[], tuple[tuple[str, ...], dict[str, tuple[Any, Any]]]]  # classes; split → pictures, labels
 
 
-def find(data: str, data_dir: Path) -> Source:
+def find(data: str, data_dir: Path, needed: Collection[str] = NEEDED) -> Source:
     """The source that `--data` names; CIFAR is downloaded into `data_dir` where it is not there.
 
-    Raises UserError for data that is missing or inconsistent.
+    needed: the splits that an image folder must have. Raises UserError for data that is missing or inconsistent.
     """
     if data == "digits":
         return Source("digits", "digits", None, "", _read_digits)
-    return _cifar(data, data_dir) if data in CIFAR else _image_folder(data)
+    return _cifar(data, data_dir) if data in CIFAR else _image_folder(data, needed)
 
 
 def resolve_auto(data: str, data_dir: str | os.PathLike) -> str:
@@ -114,24 +115,26 @@ def _absent(name: str, data_dir: str | os.PathLike, why: str) -> str:
     )
 
 
-def _image_folder(data: str) -> Source:
+def _image_folder(data: str, needed: Collection[str]) -> Source:
     root = Path(os.path.abspath(os.path.expanduser(data)))
+    layout = " and ".join(f"{name}/CLASS/*" for name in needed)
     if not root.exists():
         known = ("auto", *CIFAR, "digits")
         raise UserError(f"--data {data} is neither a folder nor one of {', '.join(known)}{did_you_mean(data, known)}")
     if not root.is_dir():
-        raise UserError(f"--data {data} is a file; wanted a folder with train/CLASS/* and test/CLASS/*")
-    for name in ("train", "test"):
+        raise UserError(f"--data {data} is a file; wanted a folder with {layout}")
+    for name in needed:
         if not (root / name).is_dir():
-            raise UserError(f"{root} has no {name}/ folder; wanted train/CLASS/* and test/CLASS/*")
+            raise UserError(f"{root} has no {name}/ folder; wanted {layout}")
     found = {name: _class_files(root / name) for name in ("train", "val", "test") if (root / name).is_dir()}
-    classes = tuple(found["train"])
+    first = next(iter(found))
+    classes = tuple(found[first])
     for name, part in found.items():
-        odd = [f"{c} only in {'train' if c in classes else name}/" for c in sorted(set(part) ^ set(classes))]
+        odd = [f"{c} only in {first if c in classes else name}/" for c in sorted(set(part) ^ set(classes))]
         if odd:
-            raise UserError(f"the classes of train/ and {name}/ in {root} differ: {', '.join(odd)}")
+            raise UserError(f"the classes of {first}/ and {name}/ in {root} differ: {', '.join(odd)}")
     if len(classes) < 2:
-        raise UserError(f"{root / 'train'} needs a folder for each of two or more classes; got {list(classes)}")
+        raise UserError(f"{root / first} needs a folder for each of two or more classes; got {list(classes)}")
 
     def read():
         splits = {}
@@ -152,6 +155,21 @@ def _class_files(folder: Path) -> dict[str, list[os.DirEntry]]:
         if not files:
             raise UserError(f"no images in {folder / name} (looked for {' '.join(IMAGE_FILES)})")
     return classes
+
+
+def image_files(folder: str | Path) -> list[str]:
+    """The image files in a folder and those below it, folder by folder, by name. What is hidden is passed over.
+
+    Raises UserError where there are none.
+    """
+    found = []
+    for where, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        names = sorted(name for name in names if name.lower().endswith(IMAGE_FILES) and not name.startswith("."))
+        found += [os.path.join(where, name) for name in names]
+    if not found:
+        raise UserError(f"no images in {folder} (looked for {' '.join(IMAGE_FILES)})")
+    return found
 
 
 def list_files(folder: Path) -> list[os.DirEntry]:

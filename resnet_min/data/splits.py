@@ -8,7 +8,7 @@ data set keeps its own order.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from torch import Tensor
 from ..errors import UserError
 from .cache import cached
 from .decode import decode
-from .sources import Source, find
+from .sources import NEEDED, Source, find
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,11 @@ class Dataset:
     name: str  # cifar10, cifar100, digits, or the folder's own name
     source: str  # the `data` that loads it again from any working directory: the set's name or an absolute path
     classes: tuple[str, ...]
-    train: Split
+    train: Split | None  # None only where `load` did not need it
     val: Split | None
     test: Split
-    mean: tuple[float, float, float]  # of each channel over all pixels of `train`, where white is 1
-    std: tuple[float, float, float]  # likewise: the deviation of all pixels, not the mean of the images' own deviations
+    mean: tuple[float, float, float] | None  # of each channel over all pixels of `train`, where white is 1
+    std: tuple[float, float, float] | None  # likewise: all pixels' deviation, not the mean of the images' own ones
 
     @property
     def splits(self) -> dict[str, Split]:
@@ -77,6 +77,7 @@ def load(
     val_size: int = 0,
     seed: int = 0,
     limit: int | None = None,
+    needed: Collection[str] = NEEDED,
 ) -> Dataset:
     """Load `cifar10`, `cifar100`, `digits`, or the image folder at the path `data`.
 
@@ -85,6 +86,7 @@ def load(
     image_size: height and width of every image, in pixels (default 32).
     val_size: images held out of the training split, from each class in proportion, drawn from `seed`.
     limit: at most this many images of each split, evenly spread over it; mean and std stay those of all.
+    needed: the splits that an image folder must have; ("test",) is enough to look at a trained network.
 
     Raises UserError for data that is missing, damaged, unreadable or inconsistent, and for a cache_dir that cannot be
     written. Without a writable default cache it warns and goes on.
@@ -92,13 +94,15 @@ def load(
     data, size = os.fspath(data), 32 if image_size is None else image_size
     if size < 1:
         raise UserError(f"--image-size must be at least 1; got {size}")
-    source = find(data, Path(data_dir))
+    source = find(data, Path(data_dir), needed)
     content = _content(source, size, cache_dir)
 
     parts = content["splits"]
     splits = {name: Split(part["images"], part["labels"]) for name, part in parts.items()}
-    sums = parts["train"]["sums"]
+    sums = parts["train"]["sums"] if "train" in parts else None
     if val_size:
+        if sums is None:
+            raise UserError(f"{source.source} has no train/ to hold {val_size} validation images out of")
         whole = splits["train"]
         if "val" in splits:
             raise UserError(f"{source.source} has a val/ of its own: drop --val-size, or move that folder away")
@@ -107,14 +111,15 @@ def load(
         kept, held = stratified(whole.labels.numpy(), val_size, seed)
         splits["train"], splits["val"] = whole.subset(kept), whole.subset(held)
         sums = sums[kept]
-    mean, std = mean_std(sums, pixels=len(sums) * size * size)
+    mean, std = (None, None) if sums is None else mean_std(sums, pixels=len(sums) * size * size)
     if limit is not None:
         splits = {
             name: part.subset(np.arange(limit) * len(part) // limit) if limit < len(part) else part
             for name, part in splits.items()
         }
     classes = tuple(content["classes"])
-    return Dataset(source.name, source.source, classes, splits["train"], splits.get("val"), splits["test"], mean, std)
+    train, val = splits.get("train"), splits.get("val")
+    return Dataset(source.name, source.source, classes, train, val, splits["test"], mean, std)
 
 
 def _content(source: Source, size: int, cache_dir: str | os.PathLike | None) -> dict[str, Any]:

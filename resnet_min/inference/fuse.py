@@ -66,7 +66,10 @@ def fuse(model: nn.Module, dtype: torch.dtype | None = None, winograd: str | Non
         layers[stage] = nn.Sequential(*(fuse_block(block, names) for block in blocks))
     layers |= {"avgpool": model.avgpool, "flatten": nn.Flatten()}
     layers |= {name: getattr(model, name) for name in ("dropout", "fc") if hasattr(model, name)}
-    return FusedResNet(layers, FORMS[winograd]).to(dtype).requires_grad_(False).eval()
+    fused = FusedResNet(layers, FORMS[winograd]).to(dtype).requires_grad_(False).eval()
+    if isinstance(model, ours.ResNet):
+        fused.classes, fused.preprocessing = model.classes, model.preprocessing
+    return fused
 
 
 def fuse_inside(model: nn.Module, name: str, dtype: torch.dtype | None, winograd: str | None) -> nn.Module:

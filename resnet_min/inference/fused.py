@@ -22,7 +22,7 @@ from ..kernels.fused_net import CONVOLUTION, FASTER, LINEAR, MAX_POOL, MEAN_POOL
 SLICE_BYTES = 3 * 2**20
 
 
-class FusedResNet(nn.Sequential):
+class FusedResNet(ours.Classifier, nn.Sequential):
     """images [B, 3, H, W] -> logits.
 
     On a CPU in float32 all of it is one call of `ops.fused_net`, as far as that has its layers: what follows the last

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from ..data.sources import NEEDED
+from ..errors import UserError
 from ..model import ResNet, resnet
 from ..training.hardware import Hardware
 from .options import TaskConfig
@@ -33,9 +35,9 @@ class Dataset(Protocol):
     name: str  # a named set's, or the folder's
     source: str  # the `--data` that loads it again from any working directory
     classes: tuple[str, ...]  # empty where the task has none
-    splits: dict[str, Split]  # train, test, and val where there is one
-    mean: tuple[float, float, float]  # of each channel over all pixels of `train`, where white is 1
-    std: tuple[float, float, float]
+    splits: dict[str, Split]  # those needed, and val where there is one
+    mean: tuple[float, float, float] | None  # of each channel over all pixels of `train`, where white is 1
+    std: tuple[float, float, float] | None
 
     def summary(self) -> str:
         """What is in it, in a few words and, if need be, further lines."""
@@ -66,6 +68,15 @@ class Evaluation:
     columns: dict[str, str]  # of the table that compares networks: head -> cell
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What a network says of one image."""
+
+    caption: str  # in a few words, the image's name first
+    more: str  # what else there is to say, to be printed behind; may be empty
+    figures: dict[str, Any]  # plain values, for --json
+
+
 class Task(ABC):
     """What a network is trained for. Subclasses keep what they need in `config`, and hold nothing else."""
 
@@ -73,8 +84,8 @@ class Task(ABC):
         self.config = config
 
     @abstractmethod
-    def load(self) -> Dataset:
-        """The data that the options name. Raises UserError where it is missing or damaged."""
+    def load(self, needed: Collection[str] = NEEDED) -> Dataset:
+        """The data that the options name. Raises UserError where it is damaged, or a split in `needed` is missing."""
 
     @abstractmethod
     def read(self, file: str) -> Split:
@@ -109,10 +120,19 @@ class Task(ABC):
         """What eval.py prints of a split, and draws as `options` ask; picture_of: what is drawn -> its file."""
 
     @abstractmethod
-    def present(
-        self, net: nn.Module, split: Split, name: str, classes: Sequence[str], picture: Path | None = None
-    ) -> str:
-        """What the network says of the one image in `split`, in words; drawn to `picture` where that is given."""
+    def answer(
+        self,
+        net: nn.Module,
+        images: Iterable[tuple[str, Split]],
+        classes: Sequence[str],
+        where: Hardware,
+        batch_size: int = 1,
+        picture: Path | None = None,
+    ) -> Iterator[Answer]:
+        """What the network says of each image, given as its name and a split of one, in order.
+
+        At most `batch_size` images are read ahead. picture: where the answer for a single image is drawn.
+        """
 
 
 def backbone(config: TaskConfig, num_classes: int, dropout: float = 0.0) -> ResNet:
@@ -121,3 +141,9 @@ def backbone(config: TaskConfig, num_classes: int, dropout: float = 0.0) -> ResN
         config.arch, num_classes, config.stem, config.plain,
         blocks=config.blocks, widths=config.widths, strides=config.strides, dropout=dropout,
     )  # fmt: skip
+
+
+def check_finite(outputs: Tensor) -> None:
+    """Raise UserError where a network's outputs are not all finite."""
+    if not outputs.isfinite().all():
+        raise UserError("the model's outputs are not all finite: the weights are from a run that diverged")

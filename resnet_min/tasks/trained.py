@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from ..data.sources import NEEDED
 from ..errors import UserError
 from ..training import checkpoint
 from . import read_config, recognised
@@ -30,7 +31,11 @@ def load(source: str | Path | None = None) -> Trained:
     Raises UserError as `checkpoint.load` does, and for weights that are not of the network the options describe.
     """
     path = checkpoint.find(source)
-    saved = checkpoint.load(path)
+    return revive(checkpoint.load(path), path)
+
+
+def revive(saved: dict[str, Any], path: Path) -> Trained:
+    """The network of a checkpoint's content. Raises UserError as `load` does."""
     config = dataclasses.replace(read_config(saved["config"]), mean=tuple(saved["mean"]), std=tuple(saved["std"]))
     task, classes = config.make_task(), tuple(saved["classes"])
     net = task.build(classes)
@@ -41,6 +46,7 @@ def load(source: str | Path | None = None) -> Trained:
 def load_data(trained: Trained, split: str = "test", **places: Any) -> Dataset:
     """The data to look at a network with: the run's own, whole, but for the `places` (data, data_dir, cache_dir) given.
 
+    A folder needs its test images only, or what validation images are held out of.
     Raises UserError where it is another task's, of other classes than those trained on, or has no such split.
     """
     config = trained.task.config
@@ -49,7 +55,7 @@ def load_data(trained: Trained, split: str = "test", **places: Any) -> Dataset:
     config = dataclasses.replace(config, limit=None, val_size=held_out, **given)
     if (other := recognised(config.data)) and other != config.task:
         raise UserError(f"{config.data} is data of --task {other}; {trained.path} is of --task {config.task}")
-    dataset = type(trained.task)(config).load()
+    dataset = type(trained.task)(config).load(needed=NEEDED if held_out else ("test",))
     if tuple(dataset.classes) != trained.classes:
         raise UserError(
             f"the classes of {dataset.source} are not those trained on: it has {_some(dataset.classes)}; "

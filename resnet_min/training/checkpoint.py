@@ -117,10 +117,15 @@ def load(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU; no code in the file is run. Raises UserError where it is not a whole one."""
     path = find(path)
     checkpoint = read(path)
-    missing = [key for key in KEYS if key not in checkpoint] if isinstance(checkpoint, dict) else KEYS
-    if missing:
+    if not is_ours(checkpoint):
+        missing = [key for key in KEYS if key not in checkpoint] if isinstance(checkpoint, dict) else KEYS
         raise UserError(f"{path} is not a checkpoint of this project: it has no {', '.join(missing)}")
     return checkpoint
+
+
+def is_ours(content: Any) -> bool:
+    """Whether what a file held is a whole checkpoint."""
+    return isinstance(content, dict) and content.keys() >= set(KEYS)
 
 
 def load_weights(model: nn.Module, checkpoint: dict[str, Any], path: str | Path = "the checkpoint") -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 from ..config import Config
 from ..data.download import downloading, unreachable
 from ..errors import UserError
-from ..model import backbone_of
+from ..model import ResNet, backbone_of
 from . import checkpoint
 
 MAY_DIFFER = ("conv1.weight", "fc.weight", "fc.bias")  # another stem, another number of classes
@@ -24,22 +26,30 @@ def load_pretrained(net: nn.Module, source: str, arch: str) -> list[str]:
     without an fc, as an encoder is, may also have fewer stages.
     Raises UserError where the weights cannot be had, or are another architecture's.
     """
-    weights = imagenet(arch) if source == "imagenet" else _read(source)
+    weights = imagenet(arch) if source == "imagenet" else weights_in(checkpoint.read(checkpoint.find(source)), source)
     model = backbone_of(net)
-    own = model.state_dict()
     if not list(model.fc.parameters()):
         kept = {name for name, _ in model.named_children()} - {"fc"}
         weights = {name: value for name, value in weights.items() if name.partition(".")[0] in kept}
+    return fill(model, weights, f"--pretrained {source}", MAY_DIFFER)
+
+
+def fill(model: ResNet, weights: dict[str, Tensor], source: str, may_differ: Collection[str] = ()) -> list[str]:
+    """Fill `model` with `weights`; the names of those they have in another shape, which only `may_differ` may be.
+
+    Raises UserError, which says of `source` what differs.
+    """
+    own = model.state_dict()
     wrong = own.keys() ^ weights.keys()
     # Batches seen so far: files from before torch 0.4.1 lack the count, and nothing depends on it.
     wrong -= {name for name in own.keys() - weights.keys() if name.endswith("num_batches_tracked")}
     other = [name for name in own if name in weights and own[name].shape != weights[name].shape]
-    wrong |= set(other).difference(MAY_DIFFER)
+    wrong |= set(other).difference(may_differ)
     if wrong:
         example = min(wrong)
         shapes = [list(s[example].shape) if example in s else "not there" for s in (weights, own)]
         raise UserError(
-            f"--pretrained {source} holds another architecture: {len(wrong)} tensors differ, such as "
+            f"{source} holds another architecture: {len(wrong)} tensors differ, such as "
             f"{example}: {shapes[0]}, wanted {shapes[1]}"
         )
     model.load_state_dict({name: weights[name] for name in own if name in weights and name not in other}, strict=False)
@@ -69,9 +79,11 @@ def imagenet(arch: str) -> dict[str, Tensor]:
         ) from None
 
 
-def _read(source: str) -> dict[str, Tensor]:
-    path = checkpoint.find(source)
-    content = checkpoint.read(path)
+def weights_in(content: Any, path: str | Path) -> dict[str, Tensor]:
+    """The weights in what `path` held, ours or another's, by torchvision's names: a state_dict, or one as "model".
+
+    Raises UserError where there are none.
+    """
     weights = content.get("model", content) if isinstance(content, dict) else {}
     if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
         raise UserError(

@@ -25,15 +25,14 @@ from resnet_min import data, recipes, tasks
 from resnet_min.config import Figure, option
 from resnet_min.data import Split
 from resnet_min.data.batches import Batches, generator, rotate
-from resnet_min.data.decode import read_image
+from resnet_min.data.decode import pixels
 from resnet_min.errors import UserError
 from resnet_min.model import count_macs, count_parameters
 from resnet_min.recipes import Published, Recipe
 from resnet_min.runs.folder import read_rows
 from resnet_min.tasks.options import TaskConfig
-from resnet_min.tasks.task import Evaluation, Task, backbone
+from resnet_min.tasks.task import Answer, Evaluation, Task, backbone
 from resnet_min.training import checkpoint
-from resnet_min.training.hardware import cpu
 from resnet_min.viz import figures
 from tools import reproduce
 
@@ -85,13 +84,13 @@ class NoClasses(data.Dataset):
 
 
 class Angle(Task):
-    def load(self):
+    def load(self, needed=()):
         config = self.config
         found = data.load("digits", val_size=config.val_size, seed=config.split_seed, limit=config.limit)
         return NoClasses(**{**vars(found), "classes": ()})
 
     def read(self, file):
-        return Split(read_image(file, 32)[0][None], torch.tensor([0]))
+        return Split(torch.tensor(pixels(file, 32))[None], torch.tensor([0]))
 
     def build(self, classes):
         return backbone(self.config, num_classes=1)
@@ -123,11 +122,13 @@ class Angle(Task):
         return Evaluation({"error": error, **size}, {"error": f"{error:.2f}°"})
 
     @torch.inference_mode()
-    def present(self, net, split, name, classes, picture=None):
-        ((x, _),) = self.batches(split, cpu(), batch_size=1).ordered()
-        if picture is not None:
-            figures.save(figures.new_figure(3, 3), picture)
-        return f"{name}: turned by {self.config.turn * net(x).item():.1f}°"
+    def answer(self, net, images, classes, where, batch_size=1, picture=None):
+        for name, split in images:
+            ((x, _),) = self.batches(split, where, batch_size=1).ordered()
+            angle = self.config.turn * net(x).item()
+            if picture is not None:
+                figures.save(figures.new_figure(3, 3), picture)
+            yield Answer(f"{name}: turned by {angle:.1f}°", "", {"predicted": angle})
 
 
 SETTINGS = dict(
@@ -185,6 +186,14 @@ def test_it_evaluates_and_compares(capsys):
         train.main(["--data", "digits", "--turn", "3"])
     with pytest.raises(UserError, match="--padding is an option of --task classify; this is --task angle"):
         run("three", "--padding", "2")
+
+
+def test_it_answers(capsys):
+    run("run")
+    Image.new("L", (40, 30)).save("picture.png")
+    evaluate.main(["run", "--images", "picture.png", "none.png", "--json", "f.json", "--device", "cpu"])
+    (row, none) = json.loads(Path("f.json").read_text())["images"]
+    assert f"picture.png: turned by {row['predicted']:.1f}°" in capsys.readouterr().out and "error" in none
 
 
 def test_it_is_drawn(drawn, capsys):

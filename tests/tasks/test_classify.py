@@ -30,6 +30,8 @@ def test_a_picture_is_answered_in_words_and_drawn(tmp_path):
     with torch.no_grad():
         net.fc.weight.zero_()
         net.fc.bias.copy_(torch.tensor([0.0, 3.0]))
-    said = task.present(net, task.read(tmp_path / "red.png"), "red.png", ("hot", "cold"), tmp_path / "answer.png")
-    assert said == "red.png: predicted cold (95.3%)"
+    image = task.read(tmp_path / "red.png")
+    (said,) = task.answer(net, [("red.png", image)], ("hot", "cold"), cpu(), picture=tmp_path / "answer.png")
+    assert (said.caption, said.more) == ("red.png: predicted cold (95.3%)", ", hot (4.7%)")
+    assert said.figures["predicted"] == "cold" and sum(said.figures["probabilities"].values()) == pytest.approx(1)
     assert Image.open(tmp_path / "answer.png").size[0] > 500

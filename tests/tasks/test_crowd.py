@@ -1,5 +1,6 @@
 import importlib
 import json
+import shutil
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -427,7 +428,7 @@ def test_evaluation_prints_errors_beside_the_constants(trained, capsys):
 def test_evaluation_refuses_what_does_not_fit(trained, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="--confusion is for --task classify; run/last.pt is of --task crowd"):
         eval_script.main(["run", "--confusion"])
-    with pytest.raises(UserError, match="has no train_data/ folder"):
+    with pytest.raises(UserError, match="has no test_data/ folder"):
         eval_script.main(["run", "--data", "digits"])
     saved = checkpoint.load("run")
     saved.update(config={**saved["config"], "task": "classify"}, classes=["a", "b"])
@@ -437,6 +438,36 @@ def test_evaluation_refuses_what_does_not_fit(trained, tmp_path, monkeypatch):
         eval_script.main(["classifier.pt", "--data", "part"])
     with pytest.raises(UserError, match="run/last.pt is of --task crowd, classifier.pt of --task classify"):
         eval_script.main(["run", "classifier.pt"])
+
+
+def test_evaluation_needs_only_the_test_images(trained, capsys):
+    eval_script.main(["run", "--json", "whole.json", "--amp", "off"])
+    shutil.copytree("part/test_data", "other/test_data")
+    capsys.readouterr()
+    eval_script.main(["run", "--data", "other", "--json", "alone.json", "--amp", "off"])
+    whole, alone = (json.loads(Path(name).read_text()) for name in ("whole.json", "alone.json"))
+    assert alone["images"] == whole["images"] and alone["mae"] == whole["mae"] and alone["constants"] == {}
+    assert "always the train" not in capsys.readouterr().out
+    with pytest.raises(UserError, match="other has no train_data/ folder"):
+        eval_script.main(["run", "--data", "other", "--split", "val"])
+    with pytest.raises(UserError, match="other has no train_data/ folder"):
+        train.main(["--data", "other"])
+
+
+def test_a_count_for_images_of_ones_own(trained, capsys):
+    Image.new("L", (50, 70)).save("grey.png")
+    Path("words.jpg").write_text("no picture")
+    paths = ["grey.png", "words.jpg", "part/test_data/images"]
+    eval_script.main(["run", "--images", *paths, "--json", "answers.json", "--amp", "off"])
+    text, rows = capsys.readouterr(), json.loads(Path("answers.json").read_text())["images"]
+    assert text.err.splitlines() == [f"skipped: {rows[1]['error']}"]
+    names = ["grey.png", "words.jpg", *(f"part/test_data/images/IMG_{n}.jpg" for n in (1, 2, 3))]
+    assert [row["image"] for row in rows] == names and "heads" not in rows[0]
+    assert f"grey.png: {rows[0]['predicted']:.1f} heads predicted\n" in text.out
+    assert f"IMG_2.jpg: {rows[3]['predicted']:.1f} heads predicted, {rows[3]['heads']} marked" in text.out
+    eval_script.main(["run", "--json", "figures.json", "--amp", "off"])
+    judged = json.loads(Path("figures.json").read_text())["images"]
+    assert [(row["heads"], row["predicted"]) for row in rows[2:]] == [(j["heads"], j["predicted"]) for j in judged]
 
 
 def test_visualize_lays_the_density_over_a_picture(trained, capsys):

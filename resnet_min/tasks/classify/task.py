@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from time import perf_counter
@@ -15,12 +15,16 @@ from torch import Tensor, nn
 from ... import data
 from ...data import Dataset, Split
 from ...data.batches import Batches
-from ...data.decode import read_image
+from ...data.decode import pixels
+from ...data.preprocessing import Preprocessing
+from ...data.sources import NEEDED
 from ...model import ResNet, count_macs, count_parameters
-from ...training.hardware import Hardware, cpu
-from ..task import Evaluation, Task, backbone
-from . import pictures, report
+from ...training.hardware import Hardware
+from ..task import Answer, Evaluation, Task, backbone, check_finite
+from . import report
 from .options import ClassifyConfig
+
+SAID = 3  # classes that an answer names
 
 
 class Classify(Task):
@@ -28,21 +32,25 @@ class Classify(Task):
 
     config: ClassifyConfig
 
-    def load(self) -> Dataset:
+    def load(self, needed: Collection[str] = NEEDED) -> Dataset:
         config = self.config
         return data.load(
             config.data, data_dir=config.data_dir, cache_dir=config.cache_dir, image_size=config.image_size,
-            val_size=config.val_size, seed=config.split_seed, limit=config.limit,
+            val_size=config.val_size, seed=config.split_seed, limit=config.limit, needed=needed,
         )  # fmt: skip
 
     def read(self, file: str) -> Split:
-        pixels, was = read_image(file, self.config.image_size or 32)
-        if was:
-            print(f"converted: {was}")
-        return Split(pixels[None], torch.tensor([-1]))
+        image = torch.tensor(pixels(file, self.config.image_size or 32))
+        return Split(image[None], torch.tensor([-1]))
 
     def build(self, classes: Sequence[str]) -> ResNet:
-        return backbone(self.config, len(classes), self.config.dropout)
+        """The network, which can `predict` where the options say how images are normalised."""
+        config = self.config
+        net = backbone(config, len(classes), config.dropout)
+        net.classes = tuple(classes)
+        if config.mean and config.std:
+            net.preprocessing = Preprocessing(config.mean, config.std, config.image_size or 32, config.resize)
+        return net
 
     def batches(self, split: Split, where: Hardware, batch_size: int | None = None) -> Batches:
         config = self.config
@@ -70,6 +78,8 @@ class Classify(Task):
         options: argparse.Namespace,
         picture_of: Callable[[str], Path],
     ) -> Evaluation:
+        from . import pictures  # which need matplotlib; a network that serves does not
+
         images, config = dataset.splits[split], self.config
         net = FlipAverage(net) if options.tta else net
         batches = self.batches(images, where, options.batch_size)
@@ -105,18 +115,34 @@ class Classify(Task):
         }
         return Evaluation(figures, columns)
 
-    @torch.inference_mode()
-    def present(
-        self, net: nn.Module, split: Split, name: str, classes: Sequence[str], picture: Path | None = None
-    ) -> str:
-        ((x, (label,)),) = self.batches(split, cpu(), batch_size=1).ordered()
-        shares = net(x).softmax(1)[0]
-        share, predicted = shares.max(0)
-        true = "" if label < 0 else f" ({classes[label]})"
-        caption = f"{name}{true}: predicted {classes[predicted]} ({100 * share:.1f}%)"
+    def answer(
+        self,
+        net: nn.Module,
+        images: Iterable[tuple[str, Split]],
+        classes: Sequence[str],
+        where: Hardware,
+        batch_size: int = 1,
+        picture: Path | None = None,
+    ) -> Iterator[Answer]:
         if picture is not None:
-            pictures.answer(split.images[0], shares, classes, picture, title=caption)
-        return caption
+            from . import pictures
+        images = iter(images)
+        while some := list(islice(images, batch_size)):
+            splits = [split for _, split in some]
+            together = Split(torch.cat([s.images for s in splits]), torch.cat([s.labels for s in splits]))
+            logits, labels = outputs(net, self.batches(together, where, batch_size).ordered(), where)
+            check_finite(logits)
+            rows = zip(some, labels.tolist(), logits.softmax(1).cpu(), strict=True)
+            for (name, split), label, shares in rows:
+                best = shares.topk(min(SAID, len(classes))).indices.tolist()
+                said = [f"{classes[index]} ({100 * shares[index]:.1f}%)" for index in best]
+                true = "" if label < 0 else f" ({classes[label]})"
+                caption = f"{name}{true}: predicted {said[0]}"
+                if picture is not None:
+                    pictures.answer(split.images[0], shares, classes, picture, title=caption)
+                probabilities = dict(zip(classes, shares.tolist(), strict=True))
+                figures = {"predicted": classes[best[0]], "probabilities": probabilities}
+                yield Answer(caption, "".join(f", {words}" for words in said[1:]), figures)
 
 
 class FlipAverage(nn.Module):
@@ -136,13 +162,19 @@ def predict(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], where: Har
 
     Returns (mean cross-entropy, accuracy in percent, logits [N, classes] float32 on the CPU).
     """
+    logits, labels = outputs(net, batches, where)
+    loss = F.cross_entropy(logits, labels).item()
+    accuracy = 100 * (logits.argmax(1) == labels).double().mean().item()
+    return loss, accuracy, logits.cpu()
+
+
+@torch.inference_mode()
+def outputs(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], where: Hardware) -> tuple[Tensor, Tensor]:
+    """(logits float32 [N, classes], labels [N]) of a pass over `batches` in eval mode, on their device."""
     net.eval()
     logits, labels = [], []
     for images, target in batches:
         with where.autocast():
             logits.append(net(images).float())
         labels.append(target)
-    logits, labels = torch.cat(logits), torch.cat(labels)
-    loss = F.cross_entropy(logits, labels).item()
-    accuracy = 100 * (logits.argmax(1) == labels).double().mean().item()
-    return loss, accuracy, logits.cpu()
+    return torch.cat(logits), torch.cat(labels)

@@ -53,7 +53,7 @@ class CrowdConfig(TaskConfig):
     @classmethod
     def recognises(cls, data: str) -> bool:
         """Whether `data` is a folder laid out as a part of ShanghaiTech."""
-        return Path(data).expanduser().joinpath("train_data").is_dir()
+        return any(Path(data).expanduser().joinpath(f"{split}_data").is_dir() for split in ("train", "test"))
 
     @classmethod
     def default_settings(cls, data: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ A part is a folder with `train_data` and `test_data`, each with `images/NAME.jpg
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ...data.cache import cached
 from ...data.decode import pixels
-from ...data.sources import IMAGE_FILES, list_files, stamp_of
+from ...data.sources import IMAGE_FILES, NEEDED, list_files, stamp_of
 from ...data.splits import Dataset, mean_std, stratified
 from ...errors import UserError
 
@@ -57,10 +57,8 @@ class Crowd(Dataset):
     def summary(self) -> str:
         sizes = ", ".join(f"{len(part):,} {name}" for name, part in self.splits.items())
         shape = "x".join(map(str, self.train.images[0].shape[:2]))
-        return (
-            f"{sizes}; {shape}; {int(self.train.counts.sum()):,} heads to learn from\n"
-            f"to beat on the test images:\n{say_constants(self, self.test)}"
-        )
+        first = f"{sizes}; {shape}; {int(self.train.counts.sum()):,} heads to learn from"
+        return "\n".join([first, "to beat on the test images:", *say_constants(self, self.test)])
 
     def contents(self) -> dict[str, str]:
         counts = {name: part.counts for name, part in self.splits.items()}
@@ -79,19 +77,21 @@ def errors(predicted: Tensor, true: Tensor) -> tuple[float, float]:
 def constants(dataset: Crowd, split: Split) -> dict[str, tuple[float, float, float]]:
     """What predictors that never look score on `split`: name -> (count, MAE, MSE).
 
-    They say the mean and the median count of all training images, those held out for validation too.
+    They say the mean and the median count of all training images, those held out for validation too; without any, none.
     """
+    if dataset.train is None:
+        return {}
     counts = torch.cat([part.counts for part in (dataset.train, dataset.val) if part is not None])
     said = {"train mean": counts.mean().item(), "train median": counts.quantile(0.5).item()}
     return {name: (count, *errors(torch.tensor(count), split.counts)) for name, count in said.items()}
 
 
-def say_constants(dataset: Crowd, split: Split) -> str:
+def say_constants(dataset: Crowd, split: Split) -> list[str]:
     """`constants`, a line each."""
-    return "\n".join(
+    return [
         f"always the {name}, {count:g} heads: MAE {mae:.2f}, MSE {mse:.2f}"
         for name, (count, mae, mse) in constants(dataset, split).items()
-    )
+    ]
 
 
 def load(
@@ -101,27 +101,31 @@ def load(
     val_size: int = 0,
     seed: int = 0,
     limit: int | None = None,
+    needed: Collection[str] = NEEDED,
 ) -> Crowd:
     """Load the ShanghaiTech part in the folder `data`.
 
-    val_size: training images held out, drawn from `seed`. cache_dir, limit: as for `data.load`.
+    val_size: training images held out, drawn from `seed`. cache_dir, limit, needed: as for `data.load`.
 
     Raises UserError for a folder that is no such part, for an image without its annotation and the reverse, for what
     cannot be read, and for points that are not numbers or lie outside their image.
     """
     root = Path(os.path.abspath(os.path.expanduser(data)))
-    found = {name: _pairs(root, name) for name in ("train", "test")}
+    there = [name for name in NEEDED if name in needed or (root / f"{name}_data").is_dir()]
+    found = {name: _pairs(root, name) for name in there}
     entries = ((f"{name}/", entry) for name, pairs in found.items() for pair in pairs for entry in pair)
     content = cached(f"{root.name}-native", root, stamp_of(entries), lambda: _decode(root.name, found), cache_dir)
 
     splits = {name: Split(part["images"], part["labels"], part["names"]) for name, part in content["splits"].items()}
-    train, val, sums = splits["train"], None, content["splits"]["train"]["sums"]
-    if val_size:
-        if not 0 < val_size < len(train):
-            raise UserError(f"--val-size must leave some of the {len(train)} training images; got {val_size}")
-        kept, held = stratified(np.zeros(len(train), dtype=np.int64), val_size, seed)
-        train, val, sums = train.subset(kept), train.subset(held), sums[kept]
-    mean, std = mean_std(sums, sum(image.shape[0] * image.shape[1] for image in train.images))
+    train, val, mean, std = splits.get("train"), None, None, None
+    if train is not None:
+        sums = content["splits"]["train"]["sums"]
+        if val_size:
+            if not 0 < val_size < len(train):
+                raise UserError(f"--val-size must leave some of the {len(train)} training images; got {val_size}")
+            kept, held = stratified(np.zeros(len(train), dtype=np.int64), val_size, seed)
+            train, val, sums = train.subset(kept), train.subset(held), sums[kept]
+        mean, std = mean_std(sums, sum(image.shape[0] * image.shape[1] for image in train.images))
     parts = [train, val, splits["test"]]
     if limit is not None:
         parts = [part and part.subset(np.arange(n := min(limit, len(part))) * len(part) // n) for part in parts]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from time import perf_counter
 
@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...data.sources import NEEDED
 from ...model import count_macs, count_parameters
-from ...training.hardware import Hardware, cpu
-from ..task import Evaluation, Task, backbone
+from ...training.hardware import Hardware
+from ..task import Answer, Evaluation, Task, backbone, check_finite
 from . import pictures, reader
 from .batches import Batches, Whole
 from .net import MAP_SCALE, CrowdNet
@@ -26,7 +27,7 @@ class Crowds(Task):
 
     config: CrowdConfig
 
-    def load(self) -> Crowd:
+    def load(self, needed: Collection[str] = NEEDED) -> Crowd:
         config = self.config
         return reader.load(
             config.data,
@@ -34,6 +35,7 @@ class Crowds(Task):
             val_size=config.val_size,
             seed=config.split_seed,
             limit=config.limit,
+            needed=needed,
         )
 
     def read(self, file: str) -> Split:
@@ -84,7 +86,8 @@ class Crowds(Task):
         speed = len(images) / (perf_counter() - began)
         print(f"heads: {int(images.counts.sum()):,} in these images")
         print(f"\n{split} MAE {mae:.2f}, MSE {mse:.2f} (root of the mean squared count error), {speed:,.1f} images/s")
-        print(reader.say_constants(dataset, images))
+        for line in reader.say_constants(dataset, images):
+            print(line)
         if options.worst:
             worst = images.subset((predicted - images.counts).abs().argsort(descending=True)[: options.worst].tolist())
             with torch.inference_mode():
@@ -107,17 +110,29 @@ class Crowds(Task):
         return Evaluation(figures, {"MAE": f"{mae:.2f}", "MSE": f"{mse:.2f}"})
 
     @torch.inference_mode()
-    def present(
-        self, net: nn.Module, split: Split, name: str, classes: Sequence[str], picture: Path | None = None
-    ) -> str:
-        ((x, _),) = self.batches(split, cpu(), batch_size=1).ordered()
-        predicted = density(net, x, cpu())[0]
-        (points,) = split.points
-        caption = f"{name}: {predicted.sum():.1f} heads predicted"
-        caption += "" if points is None else f", {len(points)} marked in its annotation"
-        if picture is not None:
-            pictures.overlay(split.images[0], predicted, net.stride, points, picture, title=caption)
-        return caption
+    def answer(
+        self,
+        net: nn.Module,
+        images: Iterable[tuple[str, Split]],
+        classes: Sequence[str],
+        where: Hardware,
+        batch_size: int = 1,
+        picture: Path | None = None,
+    ) -> Iterator[Answer]:
+        """One by one: they have sizes of their own."""
+        for name, split in images:
+            ((x, _),) = self.batches(split, where, batch_size=1).ordered()
+            predicted = density(net, x, where)[0].cpu()
+            check_finite(predicted)
+            heads = predicted.sum(dtype=torch.float64).item()
+            (points,) = split.points
+            caption, figures = f"{name}: {heads:.1f} heads predicted", {"predicted": heads}
+            if points is not None:
+                caption += f", {len(points)} marked in its annotation"
+                figures["heads"] = len(points)
+            if picture is not None:
+                pictures.overlay(split.images[0], predicted, net.stride, points, picture, title=caption)
+            yield Answer(caption, "", figures)
 
 
 @torch.inference_mode()

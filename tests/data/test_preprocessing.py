@@ -1,0 +1,124 @@
+"""Pixels of any size to what a net takes: as the test images are shown to it."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from resnet_min import data
+from resnet_min.data.batches import Batches
+from resnet_min.data.preprocessing import Preprocessing
+from resnet_min.errors import UserError
+
+MIDDLE = dict(mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
+
+
+def noise(*shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def ready(images, size=32, batch_size=256, **options):
+    return torch.cat(list(Preprocessing(**MIDDLE, size=size, **options).batches(images, batch_size)))
+
+
+@pytest.mark.parametrize("resize", [None, 40])
+def test_images_of_the_native_size_are_what_a_net_is_evaluated_on(resize):
+    split = data.load("digits").test.subset(range(20))
+    (wanted,) = [x for x, _ in Batches(split, batch_size=20, resize=resize, **MIDDLE).ordered()]
+    pictures = [Image.fromarray(image) for image in split.images.numpy()]
+    for images in (split.images, split.images.numpy(), list(split.images), pictures):
+        got = ready(images, resize=resize, batch_size=7)
+        assert torch.equal(got, wanted) and got.is_contiguous(memory_format=torch.channels_last)
+
+
+def save_turned(picture, path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture.save(path, exif=exif, quality=95)
+
+
+@pytest.mark.parametrize(
+    ("name", "save"),
+    [
+        ("wide.png", lambda path: Image.fromarray(noise(40, 90, 3)).save(path)),
+        ("small.jpg", lambda path: Image.fromarray(noise(9, 5, 3)).save(path)),
+        ("grey.png", lambda path: Image.fromarray(noise(50, 50)).save(path)),
+        ("grey16.png", lambda path: Image.fromarray(noise(33, 40).astype(np.uint16) * 257).save(path)),
+        ("alpha.png", lambda path: Image.fromarray(noise(60, 40, 4)).save(path)),
+        ("palette.png", lambda path: Image.fromarray(noise(40, 40, 3)).quantize(8).save(path, transparency=2)),
+        ("turned.jpg", lambda path: save_turned(Image.fromarray(noise(40, 64, 3)), path)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_other_images_are_read_and_sized_as_an_image_folder_is(tmp_path, name, save):
+    for label in ("ant", "bee"):
+        (tmp_path / "test" / label).mkdir(parents=True)
+        save(tmp_path / "test" / label / name)
+    split = data.load(tmp_path, needed=("test",)).test
+    (wanted,) = [x for x, _ in Batches(split, batch_size=2, **MIDDLE).ordered()]
+    with Image.open(tmp_path / "test" / "ant" / name) as picture:
+        assert torch.equal(ready(picture), wanted[:1])
+        assert torch.equal(ready([picture, picture]), wanted)
+
+
+def test_arrays_and_tensors_of_any_size_are_sized_as_pictures_are():
+    pixels = noise(3, 50, 70, 3)
+    wanted = ready([Image.fromarray(image) for image in pixels])
+    backwards = np.ascontiguousarray(pixels[..., ::-1])[..., ::-1]  # the strides of a picture turned from BGR
+    for images in (pixels, torch.from_numpy(pixels), list(pixels), backwards, tuple(torch.from_numpy(pixels))):
+        assert torch.equal(ready(images), wanted)
+    assert torch.equal(ready(backwards, size=50), ready(pixels, size=50))
+    assert torch.equal(ready([pixels[0], noise(32, 32, 3), Image.fromarray(pixels[2])])[[0, 2]], wanted[[0, 2]])
+    pixels.flags.writeable = False
+    assert torch.equal(ready(pixels[:, :50, :50], size=50), ready(pixels[:, :50, :50].copy(), size=50))
+
+
+@pytest.mark.parametrize("resize", [None, 40])
+def test_no_images(resize):
+    side = resize or 32
+    for images in ([], (), np.zeros((0, 32, 32, 3), np.uint8), torch.zeros((0, 9, 7, 3), dtype=torch.uint8)):
+        assert ready(images, resize=resize).shape == (0, 3, side, side)
+
+
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        (torch.rand(3, 32, 32), r"the image is float32 \[3, 32, 32\]"),
+        (np.zeros((2, 3, 32, 32), np.uint8), r"the batch is uint8 \[2, 3, 32, 32\]"),
+        (np.zeros((32, 32, 3), np.int64), r"the image is int64"),
+        (np.zeros((1, 0, 4, 3), np.uint8), r"the batch is uint8 \[1, 0, 4, 3\]"),
+        (np.zeros((32, 32), np.uint8), r"the image is uint8 \[32, 32\]"),
+        ([np.zeros((9, 9, 3), np.uint8), np.zeros((9, 9, 4), np.uint8)], r"image 1 is uint8 \[9, 9, 4\]"),
+        ([np.zeros((1, 9, 9, 3), np.uint8)], r"image 0 is uint8 \[1, 9, 9, 3\]"),
+        ("cat.jpg", "the image is str"),
+        (None, "the image is NoneType"),
+        (iter([]), "the image is list_iterator"),
+    ],
+)
+def test_other_input_is_one_clear_error(images, said):
+    with pytest.raises(ValueError, match=f"^predict takes uint8 images .*; {said}") as error:
+        ready(images)
+    assert "\n" not in str(error.value)
+
+
+def test_a_damaged_picture_is_named(tmp_path):
+    Image.fromarray(noise(40, 40, 3)).save(tmp_path / "cut.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:2000])
+    with Image.open(tmp_path / "cut.png") as picture, pytest.raises(UserError, match="^image 1 cannot be read: "):
+        ready([Image.new("L", (4, 4)), picture])
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (dict(mean=(0.5, 0.5)), "mean is 3 numbers, of red, green and blue; got"),
+        (dict(mean=0.5), "mean is 3 numbers"),
+        (dict(mean="abc"), "mean is 3 numbers"),
+        (dict(std=(1, 0, 1)), "std is 3 numbers, of red, green and blue, above 0"),
+        (dict(std=(1, float("nan"), 1)), "std is 3 numbers"),
+        (dict(size=0), "at least 1 pixel"),
+    ],
+)
+def test_normalisations_that_are_none(values, said):
+    with pytest.raises(UserError, match=said):
+        Preprocessing(**{**MIDDLE, "size": 32, **values})
