@@ -1,71 +1,21 @@
-// Crop, flip and normalise a batch of images. Two steps an image: crop and flip its bytes into a buffer that stays in
-// cache (a pixel of padding is three zeros), then look each byte up in its channel's table.
+// Crop, flip and normalise a batch of images. Two steps an image: copy its bytes into a buffer that stays in cache,
+// with a border of zeros (the padding), then look each byte of the crop up in its channel's table.
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <cstring>
 #include <vector>
 
-#include "crop_flip/cpu_loops.h"
+#include "crop_flip/cpu_vbmi.h"
 #include "crop_flip/op.h"
+#include "vector.h"
 
 namespace resnet_min {
 namespace {
 
 constexpr int64_t kGrain = 32768;  // output values that are worth another thread
-
-// The two steps on any processor. T has the size of the table's dtype: entries are moved, never computed with.
-template <typename T>
-struct Portable {
-  const T* table;
-
-  // Writes rows [rows.begin, rows.end) of the crop.
-  static void crop_rows(const uint8_t* image, int64_t row_stride, Span rows, Span columns, int width, uint8_t* out) {
-    for (int y = rows.begin; y < rows.end; ++y) {
-      crop_row(image + (rows.first + y) * row_stride, columns, width, out + int64_t{3} * y * width);
-    }
-  }
-
-  static void crop_row(const uint8_t* row, Span columns, int width, uint8_t* out) {
-    const int begin = 3 * columns.begin, end = 3 * columns.end;
-    std::memset(out, 0, begin);
-    if (columns.stride == 1) {
-      std::memcpy(out + begin, row + 3 * columns.first + begin, end - begin);
-    } else {
-      for (int x = columns.begin; x < columns.end; ++x) std::memcpy(out + 3 * x, row + 3 * (columns.first - x), 3);
-    }
-    std::memset(out + end, 0, 3 * width - end);
-  }
-
-  // `soon`: an image that is wanted next.
-  void look_up(const uint8_t* bytes, int pixels, T* out, const uint8_t* /*soon*/) const {
-    for (int i = 0; i < pixels; ++i, bytes += 3, out += 3) {
-      out[0] = table[bytes[0]];
-      out[1] = table[256 + bytes[1]];
-      out[2] = table[512 + bytes[2]];
-    }
-  }
-};
-
-#ifdef RESNET_MIN_VBMI
-template <typename T>
-struct Vbmi {
-  Portable<T> rest;
-  vbmi::Planes<T> planes;
-
-  explicit Vbmi(const T* table) : rest{table}, planes(table) {}
-
-  static void crop_rows(const uint8_t* image, int64_t row_stride, Span rows, Span columns, int width, uint8_t* out) {
-    vbmi::crop_rows(image, row_stride, rows, columns, width, out);
-  }
-
-  void look_up(const uint8_t* bytes, int pixels, T* out, const uint8_t* soon) const {
-    const int done = vbmi::look_up(bytes, pixels, planes, out, soon);
-    rest.look_up(bytes + 3 * done, pixels - done, out + 3 * done, soon);
-  }
-};
-#endif
 
 struct Batch {
   const uint8_t* images;
@@ -74,38 +24,53 @@ struct Batch {
   const int64_t *index, *offset;
   const bool* flip;
   int64_t size;
+
+  const uint8_t* image(int64_t b) const { return images + index[b] * image_stride; }
+  // How far the crop is off the image, down and right.
+  int down(int64_t b) const { return static_cast<int>(offset[2 * b]) - padding; }
+  int right(int64_t b) const { return static_cast<int>(offset[2 * b + 1]) - padding; }
 };
 
-template <typename Steps, typename T>
-void run(const Batch& batch, const Steps& steps, T* out) {
+#define RESNET_MIN_LOOPS "crop_flip/cpu_loops.h"
+#include "vector.h"
+
+#ifdef RESNET_MIN_VBMI
+template <typename T>
+void crop_images_vbmi(const Batch& batch, int64_t begin, int64_t end, const T* table, const vbmi::Planes<T>& planes,
+                      T* out) {
   const int64_t row_bytes = 3 * batch.width, image_bytes = batch.height * row_bytes;
-  const int64_t grain = std::max<int64_t>(1, kGrain / image_bytes);
-  at::parallel_for(0, batch.size, grain, [&](int64_t begin, int64_t end) {
-    std::vector<uint8_t> cropped(image_bytes);
-    for (int64_t b = begin; b < end; ++b) {
-      const int top = static_cast<int>(batch.offset[2 * b]), left = static_cast<int>(batch.offset[2 * b + 1]);
-      const Span rows = source_span(top - batch.padding, batch.height, false);
-      const Span columns = source_span(left - batch.padding, batch.width, batch.flip[b]);
-      const uint8_t* image = batch.images + batch.index[b] * batch.image_stride;
-      const uint8_t* soon = batch.images + batch.index[std::min(b + 2, end - 1)] * batch.image_stride;
-      std::memset(cropped.data(), 0, rows.begin * row_bytes);
-      Steps::crop_rows(image, batch.row_stride, rows, columns, batch.width, cropped.data());
-      std::memset(cropped.data() + rows.end * row_bytes, 0, (batch.height - rows.end) * row_bytes);
-      steps.look_up(cropped.data(), batch.height * batch.width, out + b * image_bytes, soon);
-    }
-  });
+  const int pixels = batch.height * batch.width;
+  std::vector<uint8_t> cropped(image_bytes);
+  for (int64_t b = begin; b < end; ++b) {
+    const Span rows = source_span(batch.down(b), batch.height, false);
+    const Span columns = source_span(batch.right(b), batch.width, batch.flip[b]);
+    std::memset(cropped.data(), 0, rows.begin * row_bytes);
+    vbmi::crop_rows(batch.image(b), batch.row_stride, rows, columns, batch.width, cropped.data());
+    std::memset(cropped.data() + rows.end * row_bytes, 0, (batch.height - rows.end) * row_bytes);
+    T* to = out + b * image_bytes;
+    const int done = vbmi::look_up(cropped.data(), pixels, planes, to, batch.image(std::min(b + 2, end - 1)));
+    portable::look_up_row<false>(cropped.data() + 3 * done, pixels - done, table, to + 3 * done);
+  }
 }
+#endif
 
 template <typename T>
 void run(const Batch& batch, const at::Tensor& table, const at::Tensor& out) {
   const T* entries = static_cast<const T*>(table.const_data_ptr());
   T* output = static_cast<T*>(out.mutable_data_ptr());
+  const int64_t grain = std::max<int64_t>(1, kGrain / (int64_t{3} * batch.height * batch.width));
 #ifdef RESNET_MIN_VBMI
   if constexpr (sizeof(T) <= 4) {
-    if (vbmi::available()) return run(batch, Vbmi<T>(entries), output);
+    if (vbmi::available()) {
+      const vbmi::Planes<T> planes(entries);
+      return at::parallel_for(0, batch.size, grain, [&](int64_t begin, int64_t end) {
+        crop_images_vbmi(batch, begin, end, entries, planes, output);
+      });
+    }
   }
 #endif
-  run(batch, Portable<T>{entries}, output);
+  const auto crop = RESNET_MIN_CHOSEN(crop_images<T>);
+  at::parallel_for(0, batch.size, grain, [&](int64_t begin, int64_t end) { crop(batch, begin, end, entries, output); });
 }
 
 void check_ranges(const Batch& batch, int64_t images) {

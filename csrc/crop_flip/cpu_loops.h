@@ -1,156 +1,68 @@
-// The two steps of cpu.cpp on x86-64 with AVX-512 VBMI, whose byte permutes look 64 bytes up at once.
-#pragma once
+// The loops of cpu.cpp (see vector.h).
 
-#if defined(__x86_64__) && defined(__GNUC__)
-#define RESNET_MIN_VBMI __attribute__((target("avx512f,avx512bw,avx512vbmi")))
-
-#include <ATen/Version.h>
-#include <immintrin.h>
-
-#include "crop_flip/op.h"
-
-namespace resnet_min::vbmi {
-
-// Asks torch as well, so that ATEN_CPU_CAPABILITY=default turns this off like torch's own vector code.
-inline bool available() {
-  static const bool found = at::get_cpu_capability() == "AVX512" && __builtin_cpu_supports("avx512vbmi");
-  return found;
-}
-
-// _mm512_permutexvar_epi8, which g++ 12 warns about by mistake.
-RESNET_MIN_VBMI inline __m512i permute(__m512i order, __m512i bytes) {
-  return _mm512_maskz_permutexvar_epi8(~__mmask64{0}, order, bytes);
-}
-
-// ---- crop and flip ----
-
-constexpr int kGroup = 21;  // whole pixels in 64 bytes
-
-struct Order {
-  alignas(64) uint8_t from[64];
-};
-
-constexpr Order pixel_order(bool reversed) {
-  Order order{};
-  for (int i = 0; i < 3 * kGroup; ++i) {
-    order.from[i] = static_cast<uint8_t>(reversed ? 3 * (kGroup - 1 - i / 3) + i % 3 : i);
-  }
-  return order;
-}
-
-constexpr __mmask64 pixels_below(int pixels) { return (__mmask64{1} << 3 * pixels) - 1; }
-
-// Writes rows [rows.begin, rows.end) of the crop, one group of columns after the other. Only bytes of the image are
-// read and only bytes of the crop written: a masked access touches nothing else.
-RESNET_MIN_VBMI inline void crop_rows(const uint8_t* image, int64_t row_stride, Span rows, Span columns, int width,
-                                      uint8_t* out) {
-  static constexpr Order kOrders[2] = {pixel_order(false), pixel_order(true)};
-  const bool flip = columns.stride < 0;
-  const __m512i order = _mm512_load_si512(kOrders[flip].from);
-  for (int x = 0; x < width; x += kGroup) {
-    const int begin = std::clamp(columns.begin - x, 0, kGroup), end = std::clamp(columns.end - x, 0, kGroup);
-    const __mmask64 read =
-        flip ? pixels_below(kGroup - begin) & ~pixels_below(kGroup - end) : pixels_below(end) & ~pixels_below(begin);
-    const __mmask64 write = pixels_below(std::min(kGroup, width - x));
-    const int64_t left = flip ? columns.first - x - (kGroup - 1) : columns.first + x;
-    for (int y = rows.begin; y < rows.end; ++y) {
-      const __m512i pixels = _mm512_maskz_loadu_epi8(read, image + (rows.first + y) * row_stride + 3 * left);
-      _mm512_mask_storeu_epi8(out + 3 * (int64_t{y} * width + x), write, permute(order, pixels));
-    }
-  }
-}
-
-// ---- look up ----
-
-// The tables, byte by byte: byte s of channel c's entry v is at [c][s][v].
-template <typename T>
-struct Planes {
-  alignas(64) uint8_t byte[3][sizeof(T)][256];
-
-  explicit Planes(const T* table) {
-    for (int c = 0; c < 3; ++c) {
-      for (size_t s = 0; s < sizeof(T); ++s) {
-        for (int v = 0; v < 256; ++v) byte[c][s][v] = static_cast<uint8_t>(table[256 * c + v] >> (8 * s));
-      }
-    }
-  }
-};
-
-RESNET_MIN_VBMI inline __m512i look_up_bytes(const uint8_t* table, __m512i index) {
-  const __m512i low = _mm512_permutex2var_epi8(_mm512_load_si512(table), index, _mm512_load_si512(table + 64));
-  const __m512i high = _mm512_permutex2var_epi8(_mm512_load_si512(table + 128), index, _mm512_load_si512(table + 192));
-  return _mm512_mask_blend_epi8(_mm512_movepi8_mask(index), low, high);
-}
-
-// Takes a where bits of neither mask are set.
-RESNET_MIN_VBMI inline __m512i select(__mmask64 take_b, __mmask64 take_c, __m512i a, __m512i b, __m512i c) {
-  return _mm512_mask_blend_epi8(take_c, _mm512_mask_blend_epi8(take_b, a, b), c);
-}
-
-// Writes 64 entries, given byte s of each in plane[s]. Unpacking works within lanes of 16 bytes: see entry_order.
-RESNET_MIN_VBMI inline void store_entries(const __m512i (&plane)[2], uint16_t* out) {
-  _mm512_storeu_si512(out, _mm512_unpacklo_epi8(plane[0], plane[1]));
-  _mm512_storeu_si512(out + 32, _mm512_unpackhi_epi8(plane[0], plane[1]));
-}
-
-RESNET_MIN_VBMI inline void store_entries(const __m512i (&plane)[4], uint32_t* out) {
-  const __m512i low0 = _mm512_unpacklo_epi8(plane[0], plane[1]), high0 = _mm512_unpacklo_epi8(plane[2], plane[3]);
-  const __m512i low1 = _mm512_unpackhi_epi8(plane[0], plane[1]), high1 = _mm512_unpackhi_epi8(plane[2], plane[3]);
-  _mm512_storeu_si512(out, _mm512_unpacklo_epi16(low0, high0));
-  _mm512_storeu_si512(out + 16, _mm512_unpackhi_epi16(low0, high0));
-  _mm512_storeu_si512(out + 32, _mm512_unpacklo_epi16(low1, high1));
-  _mm512_storeu_si512(out + 48, _mm512_unpackhi_epi16(low1, high1));
-}
-
-// The order of 64 bytes that store_entries puts straight: a lane holds a 16-byte piece of each of its stores.
-constexpr Order entry_order(int entry_size) {
-  Order order{};
-  const int piece = 16 / entry_size, store = 64 / entry_size;
-  for (int i = 0; i < 64; ++i) {
-    order.from[i] = static_cast<uint8_t>(i % 16 / piece * store + i / 16 * piece + i % piece);
-  }
-  return order;
-}
-
-// Where a vector in this order holds bytes 0, 3, 6 ... plus `channel`.
-constexpr __mmask64 channel_mask(const Order& order, int channel) {
-  __mmask64 mask = 0;
-  for (int i = 0; i < 64; ++i) mask |= static_cast<__mmask64>(order.from[i] % 3 == channel) << i;
-  return mask;
-}
-
-// Looks up whole groups of 64 pixels, and returns how many pixels those were.
-//
-// Three vectors hold 64 pixels, and at any one position they hold three different channels. So blends collect a
-// channel's 64 values, and blends put them back after the lookup: nothing moves across.
-//
-// Meanwhile it brings as many bytes at `soon` into the second-level cache: images come from all over a data set much
-// larger than the caches. A few lines at a time hide among the lookups; all at once were no faster than none.
-template <typename T>
-RESNET_MIN_VBMI int look_up(const uint8_t* bytes, int pixels, const Planes<T>& planes, T* out, const uint8_t* soon) {
-  constexpr int kSize = sizeof(T);
-  static constexpr Order kOrder = entry_order(kSize);
-  constexpr __mmask64 kSecond = channel_mask(kOrder, 1), kThird = channel_mask(kOrder, 2);
-  const __m512i order = _mm512_load_si512(kOrder.from);
-  int done = 0;
-  for (; done + 64 <= pixels; done += 64, bytes += 192, soon += 192, out += 192) {
-    for (int v = 0; v < 3; ++v) _mm_prefetch(reinterpret_cast<const char*>(soon + 64 * v), _MM_HINT_T1);
-    __m512i in[3], result[3][kSize];
-    for (int v = 0; v < 3; ++v) in[v] = permute(order, _mm512_loadu_si512(bytes + 64 * v));
-    for (int c = 0; c < 3; ++c) {
-      const __m512i values = select(kSecond, kThird, in[c], in[(c + 2) % 3], in[(c + 1) % 3]);
-      for (int s = 0; s < kSize; ++s) result[c][s] = look_up_bytes(planes.byte[c][s], values);
-    }
-    for (int v = 0; v < 3; ++v) {
-      __m512i plane[kSize];
-      for (int s = 0; s < kSize; ++s) {
-        plane[s] = select(kSecond, kThird, result[v][s], result[(v + 1) % 3][s], result[(v + 2) % 3][s]);
-      }
-      store_entries(plane, out + 64 * v);
-    }
-  }
-  return done;
-}
-
-}  // namespace resnet_min::vbmi
+// Eight bytes, the first one lowest.
+RESNET_MIN_TARGET inline uint64_t word(const uint8_t* bytes) {
+  uint64_t value;
+  __builtin_memcpy(&value, bytes, sizeof value);
+#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+  value = __builtin_bswap64(value);
 #endif
+  return value;
+}
+
+// Looks `pixels` of a row up, the last one first if `flip`. What bounds this is the processor's loads and stores: bytes
+// come by the word and entries go by the vector, all shifts and lanes being constants of the unrolled loops.
+template <bool flip, typename T>
+RESNET_MIN_TARGET inline void look_up_row(const uint8_t* bytes, int pixels, const T* table, T* out) {
+  constexpr int kGroup = 8, lanes = 16 / sizeof(T);  // a group is three words; wider vectors are slower to put together
+  int done = 0;
+  for (; done + kGroup <= pixels; done += kGroup, out += 3 * kGroup) {
+    const uint8_t* group = bytes + 3 * (flip ? pixels - kGroup - done : done);
+    const uint64_t words[3] = {word(group), word(group + 8), word(group + 16)};
+#pragma GCC unroll 12
+    for (int first = 0; first < 3 * kGroup; first += lanes) {
+      Vector<T, lanes> entries;
+#pragma GCC unroll 8
+      for (int lane = 0; lane < lanes; ++lane) {
+        const int entry = first + lane, channel = entry % 3;
+        const int from = flip ? 3 * (kGroup - 1 - entry / 3) + channel : entry;
+        entries[lane] = table[256 * channel + (words[from / 8] >> from % 8 * 8 & 255)];
+      }
+      __builtin_memcpy(out + first, &entries, sizeof entries);
+    }
+  }
+  for (; done < pixels; ++done, out += 3) {
+    const uint8_t* pixel = bytes + 3 * (flip ? pixels - 1 - done : done);
+    for (int channel = 0; channel < 3; ++channel) out[channel] = table[256 * channel + pixel[channel]];
+  }
+}
+
+// Rows are short: a call of memcpy for each costs as much as the copy.
+RESNET_MIN_TARGET inline void copy(const uint8_t* from, int64_t bytes, uint8_t* to) {
+  for (; bytes >= kBytes; bytes -= kBytes, from += kBytes, to += kBytes) __builtin_memcpy(to, from, kBytes);
+  for (; bytes > 0; --bytes) *to++ = *from++;
+}
+
+// Makes crops [begin, end) of the batch. T has the size of the table's dtype: entries are moved, never computed with.
+template <typename T>
+RESNET_MIN_TARGET void crop_images(const Batch& batch, int64_t begin, int64_t end, const T* table, T* out) {
+  const int height = batch.height, width = batch.width;
+  const int above = std::min(batch.padding, height), beside = std::min(batch.padding, width);
+  const int64_t row_bytes = 3 * width, stride = row_bytes + 6 * beside;
+  std::vector<uint8_t> bordered((height + 2 * above) * stride);  // the border stays zero
+  uint8_t* const inside = bordered.data() + above * stride + 3 * beside;
+  out += begin * height * row_bytes;
+  for (int64_t b = begin; b < end; ++b) {
+    const int down = std::clamp(batch.down(b), -above, above), right = std::clamp(batch.right(b), -beside, beside);
+    const uint8_t *image = batch.image(b), *soon = batch.image(std::min(b + 2, end - 1));
+    for (int y = std::max(0, down); y < std::min(height, height + down); ++y) {
+      copy(image + y * batch.row_stride, row_bytes, inside + y * stride);
+    }
+    const uint8_t* crop = inside + down * stride + 3 * right;
+    for (int y = 0; y < height; ++y, crop += stride, soon += batch.row_stride, out += row_bytes) {
+      // A row of the image after next: a few lines at a time hide among the look-ups, all at once hide half as well.
+      for (int64_t byte = 0; byte < row_bytes; byte += 64) __builtin_prefetch(soon + byte, 0, 2);
+      batch.flip[b] ? look_up_row<true>(crop, width, table, out) : look_up_row<false>(crop, width, table, out);
+    }
+  }
+}
