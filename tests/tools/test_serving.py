@@ -135,7 +135,8 @@ def test_another_size_is_refused(served, size):
 
 
 def test_a_server_ends_by_itself(bare):
-    process = server.process("ours", serving.Saved("resnet20", "cifar", 16).folder, 1, "float32", "--seconds", "0.1")
+    net = serving.Saved("resnet20", "cifar", 16)
+    process = server.process("ours", net.folder, 1, "float32", "--seconds", "0.1")
     assert int(server.first_line(process)) > 0
     assert process.wait(30) == 0
     process.stdout.close()
