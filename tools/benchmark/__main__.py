@@ -9,8 +9,8 @@
     python -m tools.benchmark server --seconds 60 --clients 4
 
 Rows are printed as they come, and the JSON file, written whole after each case, also holds the command, hardware,
-versions and threads. A table ends after nine minutes at most: the same command with the same --json then goes on with
-the cases that are left.
+versions and threads. A table begins no case after eight minutes: the same command with the same --json then goes on
+with the cases that are left.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:  # torch is imported where it is used, so that --help is quick
     from .timing import Row
 
 MINUTES = 8  # no case is begun after so many
-MOST_SECONDS, MOST_CLIENTS = 150, 64  # of server: three contenders end within nine minutes
+MOST_SECONDS, MOST_CLIENTS = 150, 64  # of server
 
 
 # What follows the ratio in a line, where the table has it: key of the row -> (head, how it is written).

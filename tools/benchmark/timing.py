@@ -108,14 +108,16 @@ def percentiles(seconds: list[float]) -> Row:
 def side_by_side(calls: dict[str, Call], device: torch.device) -> dict[str, list[float]]:
     """Calls a second of each contender, in turn, so that a disturbance meets all alike.
 
-    A first call is not timed: it finds the memory and the caches that another contender left. Nor is a window begun
-    while another's threads wait for work in a loop, as those of OpenMP and ONNX Runtime do for a while.
+    A first call, which finds the caches that another contender left, is not timed, unless a call by itself is as long
+    as a window. No window begins while another's threads wait for work in a loop, as those of OpenMP and ONNX Runtime
+    do for a while.
     """
 
-    def window(call: Call, count: int) -> float:
+    def window(call: Call, count: int, warm: bool = True) -> float:
         if device.type == "cpu":
             wait_until_idle()
-        call()
+        if warm:
+            call()
         synchronize(device)
         start = time.perf_counter()
         for _ in range(count):
@@ -127,7 +129,7 @@ def side_by_side(calls: dict[str, Call], device: torch.device) -> dict[str, list
     rates: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(WINDOWS):
         for name, call in calls.items():
-            rates[name].append(1 / window(call, counts[name]))
+            rates[name].append(1 / window(call, counts[name], warm=counts[name] > 1))
     return rates
 
 
