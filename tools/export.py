@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from resnet_min.tasks.trained import Trained
 
 FORMATS = ("onnx", "pt2", "safetensors")
-PLACES = ("data", "data_dir", "cache_dir")  # options that say where things are on this machine
+PLACES = ("data", "data_dir", "cache_dir", "pretrained")  # options that say where things are on this machine
 CLOSE = 1e-4  # of the largest output: more is no rounding
 SECONDS = 0.5  # at least, that each net is timed
 
