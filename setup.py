@@ -283,7 +283,11 @@ if __name__ == "__main__":
             "tqdm",
             "scipy",
         ],
-        extras_require={"test": ["pytest", "hypothesis"], "cuda": [CUDA_WHEELS]},
+        extras_require={
+            "test": ["pytest", "hypothesis"],
+            "cuda": [CUDA_WHEELS],
+            "serving": ["onnx", "onnxscript", "onnxruntime", "openvino", "safetensors"],
+        },
         # optional: setuptools goes on where it was not built. The sources, all of them, are for source distributions.
         ext_modules=[Extension(NAME, CPU_SOURCES + CUDA_SOURCES, depends=HEADERS, optional=True)],
         cmdclass={"build_ext": BuildKernels},

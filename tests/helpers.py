@@ -1,8 +1,10 @@
 """What several test files share: how legible pictures are, and a crowd made of blobs."""
 
+import tarfile
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
@@ -63,4 +65,16 @@ def make_part(root, truth="ground-truth", train=6, test=3, kind="jpg", **options
             picture, points = blobs(rng, **options)
             Image.fromarray(picture).save(root / split / "images" / f"IMG_{number}.{kind}")
             mark(root / split / truth / f"GT_IMG_{number}.mat", points)
+    return root
+
+
+def unpack_runs(root):
+    """The four runs of fixtures/runs.tar.xz in the folder `root`, their data in it too: see test_old_runs."""
+    part = make_part(root / "crowd", kind="png")  # which every decoder reads alike
+    with tarfile.open(Path(__file__).parent / "fixtures" / "runs.tar.xz") as archive:
+        archive.extractall(root, filter="data")
+    for path in root.glob("crowd-*/*.pt"):
+        saved = torch.load(path, weights_only=True)
+        saved["config"]["data"] = str(part)
+        torch.save(saved, path)
     return root

@@ -7,12 +7,10 @@ processor with AVX2; elsewhere sums round otherwise, so figures are compared wit
 
 import importlib
 import json
-import tarfile
 from pathlib import Path
 
 import pytest
-import torch
-from helpers import make_part
+from helpers import unpack_runs
 
 import train
 from resnet_min.training import checkpoint
@@ -22,16 +20,9 @@ evaluate = importlib.import_module("eval")
 
 @pytest.fixture
 def runs(tmp_path, monkeypatch):
-    """The folder of the four runs, the working directory. Their data is moved to where this test has it."""
-    part = make_part(tmp_path / "crowd", kind="png")  # which every decoder reads alike
-    with tarfile.open(Path(__file__).parent / "fixtures" / "runs.tar.xz") as archive:
-        archive.extractall(tmp_path, filter="data")
-    for path in tmp_path.glob("crowd-*/*.pt"):
-        saved = torch.load(path, weights_only=True)
-        saved["config"]["data"] = str(part)
-        torch.save(saved, path)
+    """The folder of the four runs, the working directory."""
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    return unpack_runs(tmp_path)
 
 
 def rows(run):

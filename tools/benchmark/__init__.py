@@ -1,4 +1,5 @@
 """Ours beside what a user would pick instead: `python -m tools.benchmark TABLE`. A file of `TABLES` a table."""
 
-# Each is a module here that defines `cases(args) -> Iterator[Case]`: see timing.py. args: device, arch, batch.
-TABLES = ("augment", "kernels", "training", "inference")
+# Each is a module here that defines `cases(args) -> Iterator[Case]`: see timing.py. It may also define `run`, to be
+# called in place of timing's, and `VERSIONS`, the further packages that its figures depend on.
+TABLES = ("augment", "kernels", "training", "inference", "serving", "server")

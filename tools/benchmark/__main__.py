@@ -4,10 +4,13 @@
     python -m tools.benchmark kernels --arch resnet18
     python -m tools.benchmark training --arch resnet20
     python -m tools.benchmark inference --arch resnet18 --batch 256
+    python -m tools.benchmark serving --json serving.json
+    python -m tools.benchmark serving --quick --arch resnet20 --batch 1
+    python -m tools.benchmark server --seconds 60 --clients 4
 
 Rows are printed as they come, and the JSON file, written whole after each case, also holds the command, hardware,
-versions and threads. A table ends after nine minutes at most: the same command with the same --json then goes on with
-the cases that are left.
+versions and threads. A table begins no case after eight minutes: the same command with the same --json then goes on
+with the cases that are left.
 """
 
 from __future__ import annotations
@@ -32,20 +35,38 @@ if TYPE_CHECKING:  # torch is imported where it is used, so that --help is quick
     from .timing import Row
 
 MINUTES = 8  # no case is begun after so many
+MOST_SECONDS, MOST_CLIENTS = 150, 64  # of server
+
+
+# What follows the ratio in a line, where the table has it: key of the row -> (head, how it is written).
+FURTHER = {
+    "best_is": ("ours/best", ".2f"),
+    "peak_mib": ("peak MiB", ",.1f"),
+    "error": ("error", ".0e"),
+    "p50_ms": ("p50 ms", ",.2f"),
+    "p90_ms": ("p90 ms", ",.2f"),
+    "p99_ms": ("p99 ms", ",.2f"),
+    "timed": ("of", ",d"),
+    "start_s": ("start s", ",.2f"),
+    "resident_mib": ("MiB held", ",.0f"),
+}
 
 
 def print_row(row: Row, first: bool) -> None:
-    """The columns a table adds itself, then the name, images a second, the ratio, each with its spread, and memory."""
-    measured = ("name", "per_second", "ours_is", "peak_mib")
+    """The columns a table adds itself, then the name, images a second, the ratio, each with its spread, and others."""
+    measured = ("name", "per_second", "ours_is", *FURTHER)
     own = {key: value for key, value in row.items() if not key.startswith(measured)}
+    further = {key: how for key, how in FURTHER.items() if key in row}
     wide = {key: {"layer": 36, "kernel": 14}.get(key, 10) for key in own}
     if first:
         head = "".join(f"{key:<{wide[key]}}" for key in own)
-        print(f"{head}{'':36}{'images/s':>12}  {'(min-max)':<23}{'ours is':>9}  {'(min-max)':<14}{'peak MiB':>9}")
+        rest = "".join(f"{title:>10}" for title, _ in further.values())
+        print(f"{head}{'':36}{'images/s':>12}  {'(min-max)':<23}{'ours is':>9}  {'(min-max)':<14}{rest}")
     rate = f"{row['per_second']:12,.0f}  {'({per_second_min:,.0f}-{per_second_max:,.0f})'.format(**row):<23}"
     ratio = f"{row['ours_is']:8.2f}x  {'({ours_is_min:.2f}-{ours_is_max:.2f})'.format(**row):<14}"
+    rest = "".join(f"{'-' if row[key] is None else format(row[key], how):>10}" for key, (_, how) in further.items())
     about = "".join(f"{value!s:<{wide[key]}}" for key, value in own.items())
-    print(f"{about}{row['name']:<36}{rate}{ratio}{row['peak_mib']:9,.1f}", flush=True)
+    print(f"{about}{row['name']:<36}{rate}{ratio}{rest}", flush=True)
 
 
 def get_args(argv: list[str]) -> argparse.Namespace:
@@ -56,12 +77,25 @@ def get_args(argv: list[str]) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("table", choices=TABLES, help="what to time")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda where there is one)")
-    parser.add_argument("--arch", choices=ARCHS, default="resnet18", help="network (not of augment)")
+    parser.add_argument(
+        "--arch",
+        choices=ARCHS,
+        help="network (not of augment; default: resnet18, of serving and server each of theirs)",
+    )
     parser.add_argument("--batch", type=int, nargs="+", metavar="N", help="batch sizes (default: the table's own)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table here, or go on with it")
+    parser.add_argument("--quick", action="store_true", help="of serving: leave out torch.compile and fresh processes")
+    parser.add_argument("--seconds", type=float, default=60, help="of server: load on each contender (default: 60)")
+    parser.add_argument("--clients", type=int, default=4, metavar="N", help="of server: asking at once (default: 4)")
     args = parser.parse_args(argv)
+    if args.arch is None and args.table not in ("serving", "server"):
+        args.arch = "resnet18"
     if args.batch and min(args.batch) < 1:
         raise UserError(f"--batch must be at least 1; got {min(args.batch)}")
+    if not 0 < args.seconds <= MOST_SECONDS:
+        raise UserError(f"--seconds must be above 0 and at most {MOST_SECONDS}; got {args.seconds:g}")
+    if not 1 <= args.clients <= MOST_CLIENTS:
+        raise UserError(f"--clients must be 1 to {MOST_CLIENTS}; got {args.clients}")
     return args
 
 
@@ -88,7 +122,9 @@ def main(argv: list[str] | None = None) -> None:
 
     args.device = timing.device_of(args.device)
     command = shlex.join(["python", "-m", "tools.benchmark", *argv])
-    facts = {"table": args.table, "command": command, **timing.about(args.device)}
+    table = importlib.import_module(f".{args.table}", __package__)
+    about = timing.about(args.device, getattr(table, "VERSIONS", ()))
+    facts = {"table": args.table, "command": command, **about}
     rows = begun(args.json, facts)
     os.environ["KINETO_LOG_LEVEL"] = "99"  # the profiler, which measures memory, talks
     print(
@@ -98,14 +134,15 @@ def main(argv: list[str] | None = None) -> None:
     )
     for number, row in enumerate(rows):
         print_row(row, first=number == 0)
-    for case in importlib.import_module(f".{args.table}", __package__).cases(args):
+    run = getattr(table, "run", timing.run)
+    for case in table.cases(args):
         if any(case.about.items() <= row.items() for row in rows):
             continue
         if time.monotonic() - started > 60 * MINUTES:
             more = "" if args.json else " with --json"
             print(f"stopped after {MINUTES} minutes; run the same command{more} to continue")
             break
-        for row in timing.run(case, args.device):
+        for row in run(case, args.device):
             print_row(row, first=not rows)
             rows.append(row)
         if args.json:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +53,8 @@ def device_of(name: str | None) -> torch.device:
         raise UserError(f"--device {name}: {str(error).splitlines()[0]}") from None
 
 
-def about(device: torch.device) -> dict[str, Any]:
-    """What a figure needs beside it to mean something."""
+def about(device: torch.device, packages: Iterable[str] = ()) -> dict[str, Any]:
+    """What a figure needs beside it to mean something; with the versions of further `packages`, those installed."""
     built = ops.build_info()
     return {
         "hardware": processor(device),
@@ -63,16 +65,15 @@ def about(device: torch.device) -> dict[str, Any]:
             "torch": torch.__version__,
             "torchvision": torchvision.__version__,
             **{key: value for key, value in built.items() if key in ("compiler", "cuda_version", "archs")},
+            **{name: metadata.version(name) for name in packages if importlib.util.find_spec(name)},
         },
         "kernels": ops.backend_line(device),
     }
 
 
 def run(case: Case, device: torch.device) -> Iterator[Row]:
-    """A row for each contender, medians over the windows, each with its least and most.
+    """A row for each contender: what `rows` says, and
 
-    per_second   units a second
-    ours_is      how many times that ours is, window against window
     peak_mib     the most memory that it held during a call, with all that it needs for it but not the case's data
     """
     calls, first, peaks = {}, {}, {}
@@ -80,23 +81,43 @@ def run(case: Case, device: torch.device) -> Iterator[Row]:
         calls[name], first[name], peaks[name] = made(make, device)
     case.check(first)
     del first
-    rates = side_by_side(calls, device)
+    for row in rows(case, side_by_side(calls, device)):
+        yield row | {"peak_mib": peaks[row["name"]] / 2**20}
+
+
+def rows(case: Case, rates: dict[str, list[float]]) -> Iterator[Row]:
+    """A row for each contender, from its calls a second in each window: medians, each with its least and most.
+
+    per_second   units a second
+    ours_is      how many times that ours is, window against window
+    """
     for name, values in rates.items():
         ratios = [a / b for a, b in zip(rates["ours"], values, strict=True)]
         row = {**case.about, "name": name}
         for key, numbers in (("per_second", [v * case.units for v in values]), ("ours_is", ratios)):
             row |= {key: statistics.median(numbers), f"{key}_min": min(numbers), f"{key}_max": max(numbers)}
-        yield row | {"peak_mib": peaks[name] / 2**20}
+        yield row
+
+
+def percentiles(seconds: list[float]) -> Row:
+    """p50_ms, p90_ms and p99_ms of calls that took so long, and how many calls; None where there were none."""
+    cuts = statistics.quantiles(seconds, n=100, method="inclusive") if len(seconds) > 1 else []
+    return {f"p{p}_ms": 1000 * cuts[p - 1] if cuts else None for p in (50, 90, 99)} | {"timed": len(seconds) or None}
 
 
 def side_by_side(calls: dict[str, Call], device: torch.device) -> dict[str, list[float]]:
     """Calls a second of each contender, in turn, so that a disturbance meets all alike.
 
-    A first call is not timed: it finds the memory and the caches that another contender left.
+    A first call, which finds the caches that another contender left, is not timed, unless a call by itself is as long
+    as a window. No window begins while another's threads wait for work in a loop, as those of OpenMP and ONNX Runtime
+    do for a while.
     """
 
-    def window(call: Call, count: int) -> float:
-        call()
+    def window(call: Call, count: int, warm: bool = True) -> float:
+        if device.type == "cpu":
+            wait_until_idle()
+        if warm:
+            call()
         synchronize(device)
         start = time.perf_counter()
         for _ in range(count):
@@ -108,8 +129,17 @@ def side_by_side(calls: dict[str, Call], device: torch.device) -> dict[str, list
     rates: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(WINDOWS):
         for name, call in calls.items():
-            rates[name].append(1 / window(call, counts[name]))
+            rates[name].append(1 / window(call, counts[name], warm=counts[name] > 1))
     return rates
+
+
+def wait_until_idle() -> None:
+    """Wait, for a second at most, until no thread of this process computes."""
+    for _ in range(100):
+        before = time.process_time()
+        time.sleep(0.01)
+        if time.process_time() - before < 0.001:
+            break
 
 
 def synchronize(device: torch.device) -> None:
