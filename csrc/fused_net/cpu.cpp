@@ -5,6 +5,7 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include <deque>
 #include <list>
 #include <memory>
 #include <mutex>
@@ -16,19 +17,18 @@ namespace {
 
 // What one run needs of memory; it belongs to no other meanwhile. Maps are zeros, of which steps leave the margins.
 struct Workspace {
-  struct Counts {
-    std::atomic<int64_t> taken{0}, done{0};
-  };
-  std::vector<float> batch;
-  std::vector<std::vector<float>> own, scratch;  // of each thread
-  std::vector<Counts> counts;                    // of items: of each step, with one before them for the images
+  Buffer batch;
+  std::vector<Buffer> own, scratch;  // of each thread
+  std::deque<Counts> counts;         // of items: of each step, with one before them for the images
 
-  explicit Workspace(const Program& program)
-      : batch(program.batch_size), own(program.threads), scratch(program.threads), counts(program.steps.size() + 1) {
+  explicit Workspace(const Program& program) : batch(program.batch_size) {
     int64_t most = 0;
     for (const Step& step : program.steps) most = std::max(most, scratch_floats(step));
-    for (auto& each : scratch) each.resize(most);
-    for (auto& each : own) each.resize(program.thread_size);
+    for (int64_t thread = 0; thread < program.threads; ++thread) {
+      own.emplace_back(program.thread_size);
+      scratch.emplace_back(most);
+    }
+    for (size_t i = 0; i <= program.steps.size(); ++i) counts.emplace_back(program.threads);
   }
 };
 
@@ -165,7 +165,7 @@ std::shared_ptr<Net> net_of(at::IntArrayRef plan, at::TensorList weights, at::Te
 
 // `images` images through the program, on all threads.
 void run(const Program& program, const Images& from, float* result, int64_t images, Workspace& workspace) {
-  for (auto& count : workspace.counts) count.taken = count.done = 0;
+  for (Counts& counts : workspace.counts) counts.reset();
   std::atomic<int64_t> thread{0};
   const auto work = [&] {
     const int64_t me = thread.fetch_add(1);
@@ -175,7 +175,7 @@ void run(const Program& program, const Images& from, float* result, int64_t imag
       const int64_t rows = segment.begin == 0 ? program.input.height : 0;
       if (segment.images == 0) {
         const auto share_step = [&](size_t index, int64_t items, const auto& item) {
-          share(workspace.counts[index].taken, workspace.counts[index].done, items, item);
+          workspace.counts[index].share(me, items, item);
         };
         share_step(0, rows * images, [&](int64_t item) { worker.read(0, item); });
         for (size_t s = segment.begin; s < segment.end; ++s) {
@@ -184,8 +184,7 @@ void run(const Program& program, const Images& from, float* result, int64_t imag
         }
         continue;
       }
-      auto& counts = workspace.counts[segment.begin + 1];
-      share(counts.taken, counts.done, ceil_div(images, segment.images), [&](int64_t group) {
+      workspace.counts[segment.begin + 1].share(me, ceil_div(images, segment.images), [&](int64_t group) {
         const int64_t first = group * segment.images, count = std::min(segment.images, images - first);
         for (int64_t item = 0; item < rows * count; ++item) worker.read(first, item);
         for (size_t s = segment.begin; s < segment.end; ++s) {

@@ -31,32 +31,36 @@ RESNET_MIN_TARGET inline V relu_of(V v) { return v <= 0 ? V{} : v; }  // NaN sta
 
 // ---- products ----
 
-// Output i: bias + the sum over runs r and their values j of in[i][r][j] * weight[r][j], + residual.
+// A panel's weights are read in parts that stay in the first cache while all rows are multiplied by them. Meanwhile the
+// next part is fetched, a bit of it with each row of this one: weights of large layers come from memory, and where the
+// processor fetches ahead by itself, it stops at the end of each page.
+struct Ahead {
+  const float* weight;
+  int64_t step;
+};
+
+// sum[i] += the sum over j of in[i][j] * weight[j]
 template <int rows, int vectors>
-RESNET_MIN_TARGET inline void convolve_rows(const Convolution& p, const Place* place) {
-  V sum[rows][vectors];
-  const float* in[rows];
+RESNET_MIN_TARGET inline __attribute__((always_inline)) void accumulate(V (&sum)[rows][vectors],
+                                                                        const float* const (&in)[rows], int64_t begin,
+                                                                        int64_t end, const float* weight, Ahead ahead) {
+  for (int64_t j = begin; j < end; ++j, weight += vectors * kLanes, ahead.weight += ahead.step) {
+    __builtin_prefetch(ahead.weight, 0, 2);
+    V factor[vectors];
+#pragma GCC unroll 2
+    for (int v = 0; v < vectors; ++v) factor[v] = load(weight + v * kLanes);
 #pragma GCC unroll 16
-  for (int i = 0; i < rows; ++i) {
-    in[i] = place[i].in;
+    for (int i = 0; i < rows; ++i) {
+      const float value = in[i][j];
 #pragma GCC unroll 2
-    for (int v = 0; v < vectors; ++v) sum[i][v] = load(p.bias + v * kLanes);
-  }
-  const float* weight = p.weight;
-  for (int64_t r = 0; r < p.runs; ++r) {
-    const int64_t begin = r * p.run_stride, end = begin + p.run;
-    for (int64_t j = begin; j < end; ++j, weight += vectors * kLanes) {
-      V factor[vectors];
-#pragma GCC unroll 2
-      for (int v = 0; v < vectors; ++v) factor[v] = load(weight + v * kLanes);
-#pragma GCC unroll 16
-      for (int i = 0; i < rows; ++i) {
-        const float value = in[i][j];
-#pragma GCC unroll 2
-        for (int v = 0; v < vectors; ++v) sum[i][v] += factor[v] * value;
-      }
+      for (int v = 0; v < vectors; ++v) sum[i][v] += factor[v] * value;
     }
   }
+}
+
+// What becomes of sums: bias has been in them from the start.
+template <int rows, int vectors>
+RESNET_MIN_TARGET inline void finish(const V (&sum)[rows][vectors], const Convolution& p, const Place* place) {
   const bool whole = p.outputs >= vectors * kLanes && (p.added == 0 || p.added >= vectors * kLanes);
 #pragma GCC unroll 16
   for (int i = 0; i < rows; ++i) {
@@ -77,24 +81,45 @@ RESNET_MIN_TARGET inline void convolve_rows(const Convolution& p, const Place* p
   }
 }
 
+// A part of the terms of a convolution's sums.
+struct Part {
+  int64_t begin, end;  // of each place's input
+  const float* weight;
+  bool first, last;
+};
+
+// Adds a part to the sums of `rows` places. Between parts, sums are kept in `sums`, a panel each.
+template <int rows, int vectors>
+RESNET_MIN_TARGET inline void convolve_rows(const Convolution& p, const Place* place, const Part& part, Ahead ahead,
+                                            float* sums) {
+  V sum[rows][vectors];
+  const float* in[rows];
+#pragma GCC unroll 16
+  for (int i = 0; i < rows; ++i) {
+    in[i] = place[i].in;
+#pragma GCC unroll 2
+    for (int v = 0; v < vectors; ++v) {
+      sum[i][v] = load(part.first ? p.bias + v * kLanes : sums + (i * vectors + v) * kLanes);
+    }
+  }
+  accumulate<rows, vectors>(sum, in, part.begin, part.end, part.weight, ahead);
+  if (part.last) return finish<rows, vectors>(sum, p, place);
+#pragma GCC unroll 16
+  for (int i = 0; i < rows; ++i) {
+#pragma GCC unroll 2
+    for (int v = 0; v < vectors; ++v) store(sum[i][v], sums + (i * vectors + v) * kLanes);
+  }
+}
+
 // Row i of the output: the sum over `terms` values j of in[i][j] * weight[j].
 template <int rows, int vectors>
-RESNET_MIN_TARGET inline void multiply_rows(const float* first, const float* weight, int64_t terms, float* out) {
+RESNET_MIN_TARGET inline void multiply_rows(const float* first, const float* weight, int64_t terms, float* out,
+                                            Ahead ahead) {
   V sum[rows][vectors] = {};
   const float* in[rows];
 #pragma GCC unroll 16
   for (int i = 0; i < rows; ++i) in[i] = first + i * terms;
-  for (int64_t j = 0; j < terms; ++j, weight += vectors * kLanes) {
-    V factor[vectors];
-#pragma GCC unroll 2
-    for (int v = 0; v < vectors; ++v) factor[v] = load(weight + v * kLanes);
-#pragma GCC unroll 16
-    for (int i = 0; i < rows; ++i) {
-      const float value = in[i][j];
-#pragma GCC unroll 2
-      for (int v = 0; v < vectors; ++v) sum[i][v] += factor[v] * value;
-    }
-  }
+  accumulate<rows, vectors>(sum, in, 0, terms, weight, ahead);
 #pragma GCC unroll 16
   for (int i = 0; i < rows; ++i) {
 #pragma GCC unroll 2
@@ -102,36 +127,57 @@ RESNET_MIN_TARGET inline void multiply_rows(const float* first, const float* wei
   }
 }
 
-// The last places, fewer than a product has rows.
+// The last rows, fewer than a product has.
 template <int rows, int vectors>
-RESNET_MIN_TARGET void convolve_rest(const Convolution& p, const Place* place, int64_t count) {
-  if (count == rows) return convolve_rows<rows, vectors>(p, place);
-  if constexpr (rows > 1) convolve_rest<rows - 1, vectors>(p, place, count);
+RESNET_MIN_TARGET void convolve_rest(const Convolution& p, const Place* place, const Part& part, Ahead ahead,
+                                     float* sums, int64_t count) {
+  if (count == rows) return convolve_rows<rows, vectors>(p, place, part, ahead, sums);
+  if constexpr (rows > 1) convolve_rest<rows - 1, vectors>(p, place, part, ahead, sums, count);
 }
 template <int rows, int vectors>
-RESNET_MIN_TARGET void multiply_rest(const float* in, const float* weight, int64_t terms, float* out, int64_t count) {
-  if (count == rows) return multiply_rows<rows, vectors>(in, weight, terms, out);
-  if constexpr (rows > 1) multiply_rest<rows - 1, vectors>(in, weight, terms, out, count);
+RESNET_MIN_TARGET void multiply_rest(const float* in, const float* weight, int64_t terms, float* out, Ahead ahead,
+                                     int64_t count) {
+  if (count == rows) return multiply_rows<rows, vectors>(in, weight, terms, out, ahead);
+  if constexpr (rows > 1) multiply_rest<rows - 1, vectors>(in, weight, terms, out, ahead, count);
 }
 
 template <int vectors>
 RESNET_MIN_TARGET void convolve(const Convolution& p) {
-  int64_t i = 0;
-  for (; i + kRows <= p.count; i += kRows) convolve_rows<kRows, vectors>(p, p.places + i);
-  if (i < p.count) convolve_rest<kRows - 1, vectors>(p, p.places + i, p.count - i);
+  constexpr int64_t panel = vectors * kLanes;
+  float sums[kMostUnits * panel];
+  const int64_t groups = ceil_div(p.count, kRows), step = ceil_div(panel, groups);
+  const float* weight = p.weight;
+  for (int64_t run = 0; run < p.runs; ++run) {
+    for (int64_t done = 0; done < p.run; done += kTerms) {
+      const int64_t begin = run * p.run_stride + done, terms = std::min(kTerms, p.run - done);
+      const Part part{begin, begin + terms, weight, run == 0 && done == 0, run + 1 == p.runs && done + terms == p.run};
+      weight += terms * panel;
+      Ahead ahead{weight, step};
+      int64_t i = 0;
+      for (; i + kRows <= p.count; i += kRows, ahead.weight += terms * step) {
+        convolve_rows<kRows, vectors>(p, p.places + i, part, ahead, sums + i * panel);
+      }
+      if (i < p.count) {
+        convolve_rest<kRows - 1, vectors>(p, p.places + i, part, ahead, sums + i * panel, p.count - i);
+      }
+    }
+  }
 }
 
 template <int vectors>
 RESNET_MIN_TARGET void multiply(const Points& p) {
+  constexpr int64_t panel = vectors * kLanes;
+  const int64_t groups = ceil_div(p.count, kRows), step = ceil_div(panel, groups);
   for (int64_t point = 0; point < p.points; ++point) {
-    const float *in = p.in + point * p.in_stride, *weight = p.weight + point * p.terms * vectors * kLanes;
+    const float *in = p.in + point * p.in_stride, *weight = p.weight + point * p.terms * panel;
     float* const out = p.out + point * p.out_stride;
+    Ahead ahead{weight + p.terms * panel, step};
     int64_t i = 0;
-    for (; i + kRows <= p.count; i += kRows) {
-      multiply_rows<kRows, vectors>(in + i * p.terms, weight, p.terms, out + i * vectors * kLanes);
+    for (; i + kRows <= p.count; i += kRows, ahead.weight += p.terms * step) {
+      multiply_rows<kRows, vectors>(in + i * p.terms, weight, p.terms, out + i * panel, ahead);
     }
     if (i < p.count) {
-      multiply_rest<kRows - 1, vectors>(in + i * p.terms, weight, p.terms, out + i * vectors * kLanes, p.count - i);
+      multiply_rest<kRows - 1, vectors>(in + i * p.terms, weight, p.terms, out + i * panel, ahead, p.count - i);
     }
   }
 }

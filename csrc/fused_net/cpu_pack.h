@@ -4,6 +4,7 @@
 
 #include <map>
 
+#include "fused_net/cpu_buffer.h"
 #include "fused_net/op.h"
 
 namespace resnet_min {
@@ -13,9 +14,9 @@ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // A convolution's or linear layer's weight [O, C, h, w].
 struct Packed {
   int64_t outputs, inputs, height, width;
-  int64_t vectors, panel, panels;            // vectors of a panel, its channels; how many there are
-  std::vector<float> bias;                   // [panels][panel], zeros at the end
-  std::map<Form, std::vector<float>> forms;  // direct [panels][h][w][C][panel]; Winograd's [panels][points][C][panel]
+  int64_t vectors, panel, panels;  // vectors of a panel, its channels; how many there are
+  std::vector<float> bias;         // [panels][panel], zeros at the end
+  std::map<Form, Buffer> forms;    // direct [panels][h][w][C][panel]; Winograd's [panels][points][C][panel]
 
   Packed(const at::Tensor& weight, const at::Tensor& bias, int64_t lanes)
       : outputs(weight.size(0)),
@@ -64,22 +65,24 @@ inline void transform_filter(Form form, const std::array<double, 3>& w, double* 
 }
 
 inline const float* Packed::in(Form form) {
-  std::vector<float>& to = forms[form];
-  if (!to.empty()) return to.data();
+  Buffer& buffer = forms[form];
+  if (buffer) return buffer.data();
   // [h, w, C, O], however the weight lies
   const at::Tensor ordered = (weight_.dim() == 2 ? weight_.t() : weight_.permute({2, 3, 1, 0})).contiguous();
   const float* from = ordered.const_data_ptr<float>();
   const int64_t taps = height * width, size = tile_of(form) + 2, points = size * size;
   if (form == Form::kDirect) {
-    to.resize(panels * taps * inputs * panel);
+    buffer = Buffer(panels * taps * inputs * panel);
+    float* const to = buffer.data();
     for (int64_t row = 0; row < taps * inputs; ++row) {
       for (int64_t o = 0; o < outputs; ++o) {
         to[(o / panel * taps * inputs + row) * panel + o % panel] = from[row * outputs + o];
       }
     }
-    return to.data();
+    return to;
   }
-  to.resize(panels * points * inputs * panel);
+  buffer = Buffer(panels * points * inputs * panel);
+  float* const to = buffer.data();
   for (int64_t c = 0; c < inputs; ++c) {
     for (int64_t o = 0; o < outputs; ++o) {
       double half[3][6], whole[6][6];
@@ -97,7 +100,7 @@ inline const float* Packed::in(Form form) {
       }
     }
   }
-  return to.data();
+  return to;
 }
 
 }  // namespace resnet_min

@@ -60,14 +60,15 @@ struct Loops {
   void (*mean_pool)(const float* from, int64_t rows, int64_t columns, int64_t row, int64_t channels, float* to);
 };
 
+constexpr int64_t kMostUnits = 96;  // of a block
+constexpr int64_t kTerms = 256;     // that a product adds before the next rows: their weights fit into the first cache
+
 #define RESNET_MIN_LOOPS "fused_net/cpu_loops.h"
 #include "vector.h"
 
 const Loops& loops() { return RESNET_MIN_CHOSEN(kLoops); }
 
 // ---- how a step is cut ----
-
-constexpr int64_t kMostUnits = 96;  // of a block
 
 // Blocks of units, whose panels are in `shares` parts; an item is a block's part.
 struct Cut {
@@ -233,22 +234,43 @@ class Worker {
   float *const batch_, *const result_, *const own_, *const scratch_;
 };
 
-// Calls `item(i)` for those of `items` that no other thread took, and waits until all are done.
-template <typename Item>
-void share(std::atomic<int64_t>& taken, std::atomic<int64_t>& done, int64_t items, const Item& item) {
-  int64_t mine = 0;
-  for (int64_t i; (i = taken.fetch_add(1, std::memory_order_relaxed)) < items; ++mine) item(i);
-  if (mine > 0) done.fetch_add(mine, std::memory_order_acq_rel);
-  for (int spins = 0; done.load(std::memory_order_acquire) < items; ++spins) {
-    if (spins < 4096) {
+// Which items of a step are taken: each thread has a range of them, so that from step to step it goes on where it
+// wrote, and takes from the others' when that is done.
+class Counts {
+ public:
+  explicit Counts(int64_t threads) : taken_(threads) {}
+
+  void reset() {
+    for (auto& each : taken_) each = 0;
+    done_ = 0;
+  }
+
+  // Calls `item(i)` for those of `items` that no other thread took, and waits until all are done.
+  template <typename Item>
+  void share(int64_t thread, int64_t items, const Item& item) {
+    const int64_t ranges = static_cast<int64_t>(taken_.size());
+    int64_t mine = 0;
+    for (int64_t turn = 0; turn < ranges; ++turn) {
+      const int64_t range = (thread + turn) % ranges;
+      const int64_t begin = items * range / ranges, end = items * (range + 1) / ranges;
+      for (int64_t i; (i = begin + taken_[range].fetch_add(1, std::memory_order_relaxed)) < end; ++mine) item(i);
+    }
+    if (mine > 0) done_.fetch_add(mine, std::memory_order_acq_rel);
+    for (int spins = 0; done_.load(std::memory_order_acquire) < items; ++spins) {
+      if (spins < 4096) {
 #if defined(__x86_64__)
-      __builtin_ia32_pause();
+        __builtin_ia32_pause();
 #endif
-    } else {
-      std::this_thread::yield();
+      } else {
+        std::this_thread::yield();
+      }
     }
   }
-}
+
+ private:
+  std::vector<std::atomic<int64_t>> taken_;  // of each range
+  std::atomic<int64_t> done_{0};
+};
 
 }  // namespace
 }  // namespace resnet_min
