@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from resnet_min import fuse, ops, reference
-from resnet_min.inference import fuse as inference
+from resnet_min.inference import fused as inference
 from resnet_min.kernels import fused_net as plans
 from resnet_min.model import resnet
 
