@@ -133,7 +133,8 @@ def chain_contenders(x: Tensor, layer: Layer) -> Contenders:
         for number in range(CHAIN):
             source, residual = number if chained else 0, number if adds[number] else -1
             plan += map(int, plans.Layer(plans.CONVOLUTION, source, residual, **how))
-        return lambda: ops.fused_net(x, weights, biases, plan)
+        own = [weight.clone() for weight in weights]  # the operator keeps one plan's packed weights for a tensor
+        return lambda: ops.fused_net(x, own, biases, plan)
 
     def one_by_one(make: Callable[[Tensor, Tensor], Convolution]) -> Call:
         convolutions = list(map(make, weights, biases))
