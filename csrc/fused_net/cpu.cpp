@@ -223,10 +223,24 @@ at::Tensor fused_net(const at::Tensor& x, at::TensorList weights, at::TensorList
   return result;
 }
 
+// ---- what there is to reach ----
+
+// On each of torch's threads `rounds` multiply-adds in each of kChains vectors, for benchmarks to time; returns how
+// many that is, of numbers, on all threads.
+int64_t multiply_adds(int64_t rounds) {
+  const int64_t threads = at::get_num_threads();
+  std::atomic<float> kept{0};  // or the compiler leaves it all out
+  at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+    for (; begin < end; ++begin) kept = loops().multiply_adds(rounds, 0.5f);
+  });
+  return rounds * threads * kChains * loops().lanes;
+}
+
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(resnet_min, m) {
   m.def("fused_net(Tensor x, Tensor[] weights, Tensor[] biases, int[] plan) -> Tensor", {at::Tag::pt2_compliant_tag});
+  m.def("_multiply_adds(int rounds) -> int", &multiply_adds);
 }
 TORCH_LIBRARY_IMPL(resnet_min, CPU, m) { m.impl("fused_net", &fused_net); }
 

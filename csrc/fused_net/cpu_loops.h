@@ -344,6 +344,23 @@ RESNET_MIN_TARGET void mean_pool(const float* from, int64_t rows, int64_t column
   }
 }
 
+// ---- what a processor can do ----
+
+// `rounds` multiply-adds in each of kChains vectors, which stay in registers.
+RESNET_MIN_TARGET float multiply_adds(int64_t rounds, float factor) {
+  V sum[kChains];
+#pragma GCC unroll 16
+  for (int i = 0; i < kChains; ++i) sum[i] = V{} + static_cast<float>(i);  // different, or the compiler makes them one
+  for (; rounds > 0; --rounds) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kChains; ++i) sum[i] = sum[i] * factor + factor;
+  }
+  V total = {};
+#pragma GCC unroll 16
+  for (int i = 0; i < kChains; ++i) total += sum[i];
+  return total[0];
+}
+
 constexpr Loops kLoops = {
     kLanes,
     kRows,
@@ -353,4 +370,5 @@ constexpr Loops kLoops = {
     {transform_output<Output2>, transform_output<Output4>},
     max_pool,
     mean_pool,
+    multiply_adds,
 };

@@ -49,6 +49,8 @@ struct TilesOut {
   bool relu;
 };
 
+constexpr int kChains = 12;  // of multiply_adds: their latency, 4 or 5 cycles, times the 2 that may start in each
+
 struct Loops {
   int lanes, rows;                          // floats of a vector; rows of a product
   void (*convolve[2])(const Convolution&);  // [vectors of a panel - 1]
@@ -58,6 +60,7 @@ struct Loops {
   void (*output[2])(const TilesOut&, const float* from, int64_t stride, int64_t panel);
   void (*max_pool)(const float* const* pixels, int64_t count, float* to, int64_t channels);
   void (*mean_pool)(const float* from, int64_t rows, int64_t columns, int64_t row, int64_t channels, float* to);
+  float (*multiply_adds)(int64_t rounds, float factor);
 };
 
 constexpr int64_t kMostUnits = 96;  // of a block

@@ -10,7 +10,7 @@ import torch
 
 from resnet_min import ops
 from resnet_min.errors import UserError
-from resnet_min.kernels import OPERATORS
+from resnet_min.kernels import OPERATORS, backend
 from tools.benchmark import TABLES, inference, kernels, timing
 from tools.benchmark import __main__ as benchmark
 
@@ -134,5 +134,46 @@ def test_contenders_agree(name, monkeypatch, capsys):
     assert " ours " in capsys.readouterr().out
 
 
+def test_convolutions_as_a_part_of_what_the_processor_does(clock, monkeypatch):
+    monkeypatch.setattr(kernels, "registers", sleeper(0.001, 10**6)())  # 1,000 million a second
+    about = {"batch": 10}
+    case = kernels.Convolutions(about, 10, {"ours": sleeper(0.002), "theirs": sleeper(0.01)}, agree, 50_000)
+    ours, theirs = kernels.run(case, CPU)
+    assert ours["of_fma"] == pytest.approx(0.25) and theirs["of_fma"] == pytest.approx(0.05)
+    assert ours["per_second"] == pytest.approx(5000) and theirs["ours_is"] == pytest.approx(5)
+
+
+def test_other_operators_are_no_part_of_it(clock):
+    case = timing.Case({}, 1, {"ours": sleeper(0.002)}, agree)
+    assert next(kernels.run(case, CPU))["of_fma"] is None
+    assert "of_fma" not in next(kernels.run(case, torch.device("meta")))  # as on a GPU
+
+
+@pytest.mark.skipif("cpu" not in backend._kernel_devices, reason="no compiled kernels")
+def test_convolutions_have_the_multiply_adds_of_their_definition():
+    cases = {case.about["layer"]: case for case in kernels.fused_net(kernels.layers("resnet20"), 2)}
+    assert len(cases) == len(kernels.layers("resnet20"))
+    strided = cases["16-32 3x3/2 on 32x32 +relu"]
+    assert strided.multiply_adds == 16 * 16 * 16 * 32 * 9 and strided.units == 2 * kernels.CHAIN
+    assert "ours, direct" not in strided.contenders
+    assert "ours, direct" in cases["16-16 3x3/1 on 32x32 +add+relu"].contenders
+
+
+@pytest.mark.skipif("cpu" not in backend._kernel_devices, reason="no compiled kernels")
+def test_multiply_adds_in_registers_are_done():
+    """On every thread; and no faster than three vectors of 16 in each cycle at 6 GHz."""
+    threads, multiply_adds = torch.get_num_threads(), torch.ops.resnet_min._multiply_adds
+    try:
+        torch.set_num_threads(2)
+        both = multiply_adds(10**7)
+        torch.set_num_threads(1)
+        start = time.perf_counter()
+        one = multiply_adds(10**7)
+        assert one / (time.perf_counter() - start) < 3 * 16 * 6e9
+        assert both == 2 * one and one % 10**7 == 0
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_what_is_timed_are_operators():
-    assert {"crop_flip", *kernels.OPERATORS} <= {operator.name for operator in OPERATORS}
+    assert {"crop_flip", "fused_net", *kernels.OPERATORS} <= {operator.name for operator in OPERATORS}

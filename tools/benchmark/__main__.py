@@ -42,6 +42,7 @@ MOST_SECONDS, MOST_CLIENTS = 150, 64  # of server
 FURTHER = {
     "best_is": ("ours/best", ".2f"),
     "peak_mib": ("peak MiB", ",.1f"),
+    "of_fma": ("of FMA", ".0%"),
     "error": ("error", ".0e"),
     "p50_ms": ("p50 ms", ",.2f"),
     "p90_ms": ("p90 ms", ",.2f"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import statistics
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -11,28 +13,66 @@ import torch
 from torch import Tensor, nn
 
 from resnet_min import fuse, ops, reference
-from resnet_min.inference import fuse as inference
+from resnet_min.inference import fused as inference
+from resnet_min.kernels import fused_net as plans
 from resnet_min.model import resnet
 
+from . import timing
 from .common import check_close, dtypes, name_of
-from .timing import Call, Case
+from .timing import Call, Case, Row
 
 Layer = dict[str, Any]
 Contenders = dict[str, Callable[[], Call]]
+Convolution = Callable[[Tensor, Tensor | None], Tensor]  # of x and a residual
+
+CHAIN = 8  # convolutions in a call of fused_net, so that copying the images in is little of it
+ROUNDS = 10**6  # of multiply-adds in registers: a few milliseconds
 
 
 def cases(args: argparse.Namespace) -> Iterator[Case]:
     """Every operator of `OPERATORS` on every layer of a network, once for each shape it has.
 
-    `ops.conv_bn_relu` as in inference, batch norm folded where the contender can; the others as in training, forward
-    and backward. On random values: no layer's time depends on them.
+    `ops.fused_net`, on a CPU, and `ops.conv_bn_relu` as in inference, batch norm folded where the contender can; the
+    others as in training, forward and backward. On random values: no layer's time depends on them.
     """
     for batch in args.batch or ([64] if args.device.type == "cpu" else [128, 1024]):
+        if args.device.type == "cpu":
+            yield from fused_net(layers(args.arch), batch)
         for dtype in dtypes(args.device):
             for name, contenders_of in OPERATORS.items():
                 for layer, contenders in contenders_of(layers(args.arch), batch, dtype, args.device):
                     about = {"batch": batch, "dtype": name_of(dtype), "kernel": name, "layer": layer}
                     yield Case(about, batch, contenders, check)
+
+
+def run(case: Case, device: torch.device) -> Iterator[Row]:
+    """A row for each contender, as `timing.run` has them, and on a CPU
+
+    of_fma   of `ops.fused_net`'s convolutions: their multiply-adds a second as a part of those that the processor does
+             in registers, with the loops' instructions and on all threads; in turn, window against window. The
+             multiply-adds are those of the definition, padding's among them. F(2×2, 3×3) does 2.25 times fewer, so 1 is
+             no limit for "ours" where that is faster; it is one for "ours, direct".
+
+    `fused_net`'s maps are not torch's allocator's, so its rows have no peak_mib.
+    """
+    if not isinstance(case, Convolutions):
+        for row in timing.run(case, device):
+            yield row | ({"of_fma": None} if device.type == "cpu" else {})
+        return
+    calls = {name: make() for name, make in case.contenders.items()}
+    case.check({name: call() for name, call in calls.items()})
+    numbers = registers()
+    rates = timing.side_by_side(calls | {"registers": registers}, device)
+    most = [rate * numbers for rate in rates.pop("registers")]
+    for row in timing.rows(case, rates):
+        done = [rate * case.units * case.multiply_adds for rate in rates[row["name"]]]
+        parts = [a / b for a, b in zip(done, most, strict=True)]
+        yield row | {"peak_mib": None, "of_fma": statistics.median(parts)}
+
+
+def registers() -> int:
+    """Multiply-adds of what is in registers, on all of torch's threads; returns how many."""
+    return torch.ops.resnet_min._multiply_adds(ROUNDS)
 
 
 def layers(arch: str) -> list[Layer]:
@@ -56,6 +96,73 @@ def layers(arch: str) -> list[Layer]:
     with torch.no_grad():
         net(torch.zeros(1, 3, 32, 32))
     return list(found.values())
+
+
+@dataclass(frozen=True)
+class Convolutions(Case):
+    """With the multiply-adds of a convolution of one image, as its definition has them."""
+
+    multiply_adds: int
+
+
+def fused_net(layers: list[Layer], batch: int) -> Iterator[Convolutions]:
+    """Every convolution with what follows it, in float32, `CHAIN` of its shape in one call of `ops.fused_net`."""
+    for layer in layers:
+        x = torch.randn(batch, *layer["input"]).contiguous(memory_format=torch.channels_last)
+        if ops.supported("fused_net", x):
+            about = {"batch": batch, "dtype": name_of(x.dtype), "kernel": "fused_net", "layer": layer["name"]}
+            _, height, width = layer["output"]
+            multiply_adds = height * width * layer["conv"].weight.numel()
+            yield Convolutions(about, CHAIN * batch, chain_contenders(x, layer), check, multiply_adds)
+
+
+def chain_contenders(x: Tensor, layer: Layer) -> Contenders:
+    """`CHAIN` convolutions, each with weights of its own; returns the last one's result.
+
+    Each works on the result before it, or on x where that result has another shape than x. What is added, where the
+    layer adds something, is the result before it too; so in the latter case the first one adds nothing.
+    """
+    like, chained = layer["conv"], layer["input"] == layer["output"]
+    weights = [torch.randn_like(like.weight) * like.weight[0].numel() ** -0.5 for _ in range(CHAIN)]
+    biases = [torch.randn_like(like.bias) for _ in range(CHAIN)]
+    adds = [layer["residual"] and (chained or number > 0) for number in range(CHAIN)]
+
+    def ours(form: int) -> Call:
+        how = {"stride": like.stride, "padding": like.padding, "relu": like.relu, "form": form}
+        plan: list[int] = []
+        for number in range(CHAIN):
+            source, residual = number if chained else 0, number if adds[number] else -1
+            plan += map(int, plans.Layer(plans.CONVOLUTION, source, residual, **how))
+        own = [weight.clone() for weight in weights]  # the operator keeps one plan's packed weights for a tensor
+        return lambda: ops.fused_net(x, own, biases, plan)
+
+    def one_by_one(make: Callable[[Tensor, Tensor], Convolution]) -> Call:
+        convolutions = list(map(make, weights, biases))
+
+        def call() -> Tensor:
+            last = x
+            for number, convolution in enumerate(convolutions):
+                last = convolution(last if chained else x, last if adds[number] else None)
+            return last
+
+        return call
+
+    def eager(weight: Tensor, bias: Tensor) -> Convolution:
+        def convolution(x: Tensor, residual: Tensor | None) -> Tensor:
+            out = nn.functional.conv2d(x, weight, bias, like.stride, like.padding)
+            out = out if residual is None else out.add_(residual)
+            return out.relu_() if like.relu else out
+
+        return convolution
+
+    def fused(weight: Tensor, bias: Tensor) -> Convolution:
+        return inference.FusedConv(weight, bias, like.stride, like.padding, like.relu)
+
+    contenders = {"ours": partial(ours, plans.FASTER)}
+    if like.weight.shape[2:] == (3, 3) and like.stride == 1:
+        contenders["ours, direct"] = partial(ours, plans.DIRECT)
+    contenders |= {"eager, channels_last": partial(one_by_one, eager), "conv_bn_relu": partial(one_by_one, fused)}
+    return {name: partial(without_grad, make) for name, make in contenders.items()}
 
 
 def conv_bn_relu(
