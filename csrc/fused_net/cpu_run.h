@@ -208,7 +208,7 @@ class Worker {
   void pool(const Step& step, int64_t first_image, int64_t first, int64_t count) const {
     const Map &in = step.in, &out = step.out;
     const int64_t each = static_cast<int64_t>(step.units.size()), size = step.layer.size;
-    std::vector<const float*> pixels(size * size);
+    std::vector<const float*> pixels(std::min(size, in.height) * std::min(size, in.width));
     for (int64_t i = first; i < first + count; ++i) {
       const float* from = of(in, first_image, i / each);
       float* to = of(out, first_image, i / each) + step.units[i % each].out;
