@@ -3,8 +3,6 @@
 import gc
 import itertools
 import re
-import shutil
-import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -524,50 +522,3 @@ def test_compiles_without_a_graph_break(backend):
     x, *rest = small()
     for cut in (x, torch.cat([x, x, x])):
         torch.testing.assert_close(compiled(cut, *rest), ops.fused_net(cut, *rest), rtol=1e-5, atol=1e-5)
-
-
-# ---- what the compiler made of it ----
-
-
-@needs_extension
-@pytest.mark.parametrize("loops, rows", [("avx2", 6), ("avx512", 12)])
-def test_products_keep_their_sums_in_registers(loops, rows):
-    """No vector goes to the stack or comes from it in the innermost loops of the largest products."""
-    if not shutil.which("objdump"):
-        pytest.skip("no objdump")
-    command = ["objdump", "-d", "-C", "--no-show-raw-insn", kernels._C.__file__]
-    functions = re.split(r"\n\n", subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    ours = (
-        r".*::"
-        + loops
-        + r"::(convolve|multiply)\S* ?\S*\(.*(Convolution const&|Points const&|float const\*, long, float\*)"
-    )
-    found = {}
-    for function in functions:
-        head, *lines = function.splitlines() or [""]
-        if name := re.match(ours, head):
-            found.setdefault(name[1], []).extend(loop for loop in innermost(lines) if count_sums(loop) == 2 * rows)
-    if set(found) != {"convolve", "multiply"} or not all(found.values()):
-        pytest.skip("no such loops in the built module")
-    spills = [
-        line
-        for each in found.values()
-        for loop in each
-        for line in loop
-        if re.search(r"%[xyz]mm.*\(%r[sb]p|\(%r[sb]p.*%[xyz]mm", line)
-    ]
-    assert not spills, spills
-
-
-def count_sums(loop):
-    return sum("vfmadd" in line for line in loop)
-
-
-def innermost(lines):
-    """The loops of a function that have no jump in them but the last."""
-    places = {line.split(":")[0].strip(): i for i, line in enumerate(lines)}
-    for i, line in enumerate(lines):
-        jump = re.search(r":\s+j\w+\s+([0-9a-f]+)", line)
-        begin = places.get(jump[1]) if jump else None
-        if begin is not None and begin < i and not any(re.search(r":\s+j", other) for other in lines[begin:i]):
-            yield lines[begin:i]
