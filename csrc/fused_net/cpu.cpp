@@ -62,14 +62,15 @@ class Prepared {
 
 // ---- which form a convolution takes ----
 
-bool winograd_fits(const Layer& layer, const Packed& packed) {
+bool winograd_fits(const Layer& layer, const Packed& packed, int64_t added) {
   const int64_t lanes = loops().lanes;
   return layer.kind == Kind::kConvolution && packed.height == 3 && packed.width == 3 && layer.stride == 1 &&
-         layer.padding == 1 && packed.inputs % lanes == 0 && packed.outputs % lanes == 0;
+         layer.padding == 1 && packed.inputs % lanes == 0 && packed.outputs % lanes == 0 && added % lanes == 0;
 }
 
-Form form_of(const Layer& layer, const Packed& packed, const Sizes& out, int64_t images) {
-  if (layer.form == Form::kDirect || !winograd_fits(layer, packed)) return Form::kDirect;
+// Where a residual of `added` channels is added.
+Form form_of(const Layer& layer, const Packed& packed, const Sizes& out, int64_t added, int64_t images) {
+  if (layer.form == Form::kDirect || !winograd_fits(layer, packed, added)) return Form::kDirect;
   if (layer.form == Form::kWinograd2) return Form::kWinograd2;
   const int64_t tiles = images * ceil_div(out.height, 2) * ceil_div(out.width, 2);
   if (tiles < 8) return Form::kDirect;
@@ -97,8 +98,11 @@ class Net {
     }
     return true;
   }
-  bool expired() const { return !seen_.empty() && seen_[0].tensor.expired(); }
-  const void* key() const { return seen_[0].address; }
+  // Whether it will not be asked for again: its weights are gone, or there are others in their place.
+  bool is_stale(at::IntArrayRef plan, at::TensorList weights) const {
+    if (seen_.empty() || seen_[0].tensor.expired()) return true;
+    return plan == at::IntArrayRef(plan_) && weights[0].unsafeGetTensorImpl() == seen_[0].address;
+  }
 
   std::shared_ptr<Prepared> prepare(const std::vector<Sizes>& sizes, at::TensorList weights, int64_t images,
                                     int64_t threads) {
@@ -111,8 +115,8 @@ class Net {
     }
     for (size_t i = 0; i < weights.size(); ++i) packed_[i].remember_weight(weights[i]);
     Program program(layers_, sizes, packed_, images, threads,
-                    [&](const Layer& layer, const Packed& packed, const Sizes& out) {
-                      return form_of(layer, packed, out, images);
+                    [&](const Layer& layer, const Packed& packed, const Sizes& out, int64_t added) {
+                      return form_of(layer, packed, out, added, images);
                     });
     for (Packed& packed : packed_) packed.forget_weight();
     prepared_.emplace_front(key, std::make_shared<Prepared>(std::move(program)));
@@ -124,17 +128,23 @@ class Net {
   static constexpr size_t kShapes = 8;  // sizes that are remembered
 
   struct Seen {
-    c10::weak_intrusive_ptr<c10::TensorImpl> tensor;  // while it is held, no other tensor gets its address
-    const void *address, *data;
+    c10::weak_intrusive_ptr<c10::TensorImpl> tensor;  // while they are held, no others get their addresses
+    c10::weak_intrusive_ptr<c10::StorageImpl> storage;
+    const void *address, *storage_address, *data;
+    std::vector<int64_t> sizes;  // `.data = ` may change them
     int64_t version;
 
     explicit Seen(const at::Tensor& of)
         : tensor(of.getIntrusivePtr()),
+          storage(of.storage().getWeakStorageImpl()),
           address(of.unsafeGetTensorImpl()),
+          storage_address(of.storage().unsafeGetStorageImpl()),
           data(of.const_data_ptr()),
+          sizes(of.sizes().vec()),
           version(version_of(of)) {}
     bool is(const at::Tensor& other) const {
-      return other.unsafeGetTensorImpl() == address && other.const_data_ptr() == data && version_of(other) == version;
+      return other.unsafeGetTensorImpl() == address && other.storage().unsafeGetStorageImpl() == storage_address &&
+             other.const_data_ptr() == data && other.sizes() == at::IntArrayRef(sizes) && version_of(other) == version;
     }
     static int64_t version_of(const at::Tensor& of) { return of.is_inference() ? 0 : of._version(); }
   };
@@ -154,8 +164,7 @@ std::shared_ptr<Net> net_of(at::IntArrayRef plan, at::TensorList weights, at::Te
   const std::lock_guard<std::mutex> lock(mutex);
   for (auto it = nets.begin(); it != nets.end();) {
     if ((*it)->is_of(plan, weights, biases)) return *it;
-    const bool stale = (*it)->expired() || (!weights.empty() && (*it)->key() == weights[0].unsafeGetTensorImpl());
-    it = stale ? nets.erase(it) : std::next(it);
+    it = (*it)->is_stale(plan, weights) ? nets.erase(it) : std::next(it);
   }
   nets.push_back(std::make_shared<Net>(plan, weights, biases));
   return nets.back();
@@ -211,7 +220,8 @@ at::Tensor fused_net(const at::Tensor& x, at::TensorList weights, at::TensorList
   if (result.numel() == 0) return result;
   const int64_t batch = x.size(0), threads = at::in_parallel_region() ? 1 : at::get_num_threads();
   const int64_t images = std::min(kImages * threads, batch), each = result.numel() / batch;
-  const auto prepared = net_of(plan, weights, biases)->prepare(sizes, weights, images, threads);
+  const std::shared_ptr<Net> net = net_of(plan, weights, biases);  // another thread may drop it from the list
+  const auto prepared = net->prepare(sizes, weights, images, threads);
   auto workspace = prepared->take();
   for (int64_t first = 0; first < batch; first += images) {
     const Images from{x.const_data_ptr<float>() + first * x.stride(0), x.stride(0), x.stride(1), x.stride(2),

@@ -64,7 +64,8 @@ class Program {
       Step step{layer};
       if (layer.kind == Kind::kConvolution || layer.kind == Kind::kLinear) {
         step.packed = &packed[used++];
-        step.form = form_of(layer, *step.packed, sizes[i + 1]);
+        const int64_t added = layer.residual < 0 ? 0 : sizes[layer.residual].channels;
+        step.form = form_of(layer, *step.packed, sizes[i + 1], added);
         step.weight = step.packed->in(step.form);
         widen(maps_[layer.source], step, sizes[i + 1]);
       }

@@ -212,7 +212,7 @@ class Worker {
   void pool(const Step& step, int64_t first_image, int64_t first, int64_t count) const {
     const Map &in = step.in, &out = step.out;
     const int64_t each = static_cast<int64_t>(step.units.size()), size = step.layer.size;
-    std::vector<const float*> pixels(size * size);
+    std::vector<const float*> pixels;
     for (int64_t i = first; i < first + count; ++i) {
       const float* from = of(in, first_image, i / each);
       float* to = of(out, first_image, i / each) + step.units[i % each].out;
@@ -222,13 +222,13 @@ class Worker {
       }
       const int64_t top = i % each / out.width * step.layer.stride - step.layer.padding;
       const int64_t left = i % each % out.width * step.layer.stride - step.layer.padding;
-      int64_t inside = 0;
+      pixels.clear();
       for (int64_t y = std::max<int64_t>(top, 0); y < std::min(top + size, in.height); ++y) {
         for (int64_t x = std::max<int64_t>(left, 0); x < std::min(left + size, in.width); ++x) {
-          pixels[inside++] = from + in.pixel(y, x);
+          pixels.push_back(from + in.pixel(y, x));
         }
       }
-      loops().max_pool(pixels.data(), inside, to, in.channels);
+      loops().max_pool(pixels.data(), static_cast<int64_t>(pixels.size()), to, in.channels);
     }
   }
 

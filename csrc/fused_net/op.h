@@ -52,13 +52,21 @@ struct Sizes {
   int64_t channels, height, width;
 };
 
+// Whether there are fewer than 2**31 elements; a weight may have dimensions of any size with no memory behind it.
+inline bool are_few(std::initializer_list<int64_t> sizes) {
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+  int64_t product = 1;
+  return std::all_of(sizes.begin(), sizes.end(),
+                     [&](int64_t size) { return size < kMost && (product *= size) < kMost; });
+}
+
 // The sizes of each value, of images [B, C, H, W]; raises ValueError for a plan or weights that do not fit together.
 inline std::vector<Sizes> check_fused_net(const at::Tensor& x, at::TensorList weights, at::TensorList biases,
                                           const std::vector<Layer>& layers) {
   const char* op = "fused_net";
   constexpr int64_t kMost = 1 << 15;
   require(fits(x, at::kFloat, {kAnySize, kAnySize, kAnySize, kAnySize}, x) && x.size(1) > 0 && x.size(2) > 0 &&
-              x.size(3) > 0 && x.numel() < std::numeric_limits<int32_t>::max(),
+              x.size(3) > 0 && are_few({x.size(0), x.size(1), x.size(2), x.size(3)}),
           op);
   require(weights.size() == biases.size(), op);
   const auto trains = [](const at::Tensor& tensor) { return tensor.requires_grad(); };
@@ -70,7 +78,7 @@ inline std::vector<Sizes> check_fused_net(const at::Tensor& x, at::TensorList we
   for (const Layer& layer : layers) {
     const int64_t known = static_cast<int64_t>(values.size());
     require(layer.kind >= Kind::kConvolution && layer.kind <= Kind::kLinear && layer.form >= Form::kFaster &&
-                layer.form <= Form::kWinograd4,
+                layer.form <= Form::kWinograd4 && (layer.kind == Kind::kConvolution || !layer.relu),
             op);
     require(layer.source >= 0 && layer.source < known && layer.residual >= -1 && layer.residual < known, op);
     require(layer.stride >= 1 && layer.stride <= kMost && layer.padding >= 0 && layer.padding <= kMost &&
@@ -86,7 +94,8 @@ inline std::vector<Sizes> check_fused_net(const at::Tensor& x, at::TensorList we
       const bool linear = layer.kind == Kind::kLinear;
       require(weight.scalar_type() == at::kFloat && weight.device() == x.device() && weight.numel() > 0 &&
                   weight.layout() == at::kStrided && weight.dim() == (linear ? 2 : 4) &&
-                  weight.size(1) == in.channels && fits(bias, at::kFloat, {weight.size(0)}, x),
+                  weight.size(1) == in.channels && fits(bias, at::kFloat, {weight.size(0)}, x) &&
+                  weight.numel() < std::numeric_limits<int32_t>::max(),
               op);
       require(!linear || (in.height == 1 && in.width == 1 && layer.stride == 1 && layer.padding == 0 &&
                           &layer == &layers.back()),
@@ -106,7 +115,9 @@ inline std::vector<Sizes> check_fused_net(const at::Tensor& x, at::TensorList we
       out.height = (in.height + 2 * layer.padding - high) / layer.stride + 1;
       out.width = (in.width + 2 * layer.padding - wide) / layer.stride + 1;
     }
-    require(x.size(0) * out.channels * out.height * out.width < std::numeric_limits<int32_t>::max(), op);
+    require(are_few({x.size(0), out.channels, out.height, out.width}), op);
+    // Its padding is in memory.
+    require(are_few({x.size(0), in.channels, in.height + 2 * layer.padding, in.width + 2 * layer.padding}), op);
     if (layer.residual >= 0) {
       const Sizes added = values[layer.residual];
       const int64_t every = layer.residual_stride;

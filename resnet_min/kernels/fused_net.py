@@ -100,8 +100,8 @@ def layers_of(plan: Sequence[int]) -> list[Layer]:
             and 1 <= layer.stride <= 2**15
             and 0 <= layer.padding <= 2**15
             and 1 <= layer.residual_stride <= 2**15
-            and (layer.kind == CONVOLUTION or layer.residual == -1)
-            and (layer.kind != MAX_POOL or 1 <= max(layer.size, 1) <= 2**15 and 2 * layer.padding <= layer.size)
+            and (layer.kind == CONVOLUTION or layer.residual == -1 and not layer.relu)
+            and (layer.kind != MAX_POOL or 1 <= layer.size <= 2**15 and 2 * layer.padding <= layer.size)
             and (layer.kind != LINEAR or last and layer.stride == 1 and layer.padding == 0)
         )
         if not fits:
