@@ -98,10 +98,12 @@ class Net {
     }
     return true;
   }
-  // Whether it will not be asked for again: its weights are gone, or there are others in their place.
-  bool is_stale(at::IntArrayRef plan, at::TensorList weights) const {
-    if (seen_.empty() || seen_[0].tensor.expired()) return true;
-    return plan == at::IntArrayRef(plan_) && weights[0].unsafeGetTensorImpl() == seen_[0].address;
+  // Whether a tensor is gone, or was written to: no call will ask for this net again.
+  bool is_stale() const {
+    return std::any_of(seen_.begin(), seen_.end(), [](const Seen& seen) {
+      const auto tensor = at::Tensor(seen.tensor.lock());
+      return !tensor.defined() || !seen.is(tensor);
+    });
   }
 
   std::shared_ptr<Prepared> prepare(const std::vector<Sizes>& sizes, at::TensorList weights, int64_t images,
@@ -157,15 +159,15 @@ class Net {
   std::list<std::pair<std::array<int64_t, 5>, std::shared_ptr<Prepared>>> prepared_;
 };
 
-// The net of these tensors, packed once; nets whose weights are gone are dropped.
+// The net of these tensors, packed once; those of tensors that are gone or were written to are dropped.
 std::shared_ptr<Net> net_of(at::IntArrayRef plan, at::TensorList weights, at::TensorList biases) {
   static std::mutex mutex;
   static std::list<std::shared_ptr<Net>> nets;
   const std::lock_guard<std::mutex> lock(mutex);
-  for (auto it = nets.begin(); it != nets.end();) {
-    if ((*it)->is_of(plan, weights, biases)) return *it;
-    it = (*it)->is_stale(plan, weights) ? nets.erase(it) : std::next(it);
+  for (const auto& net : nets) {
+    if (net->is_of(plan, weights, biases)) return net;
   }
+  nets.remove_if([](const auto& net) { return net->is_stale(); });
   nets.push_back(std::make_shared<Net>(plan, weights, biases));
   return nets.back();
 }

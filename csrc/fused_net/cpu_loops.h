@@ -58,7 +58,7 @@ RESNET_MIN_TARGET inline __attribute__((always_inline)) void accumulate(V (&sum)
   }
 }
 
-// What becomes of sums: bias has been in them from the start.
+// What becomes of sums, the bias among them.
 template <int rows, int vectors>
 RESNET_MIN_TARGET inline void finish(const V (&sum)[rows][vectors], const Convolution& p, const Place* place) {
   const bool whole = p.outputs >= vectors * kLanes && (p.added == 0 || p.added >= vectors * kLanes);
@@ -88,21 +88,23 @@ struct Part {
   bool first, last;
 };
 
-// Adds a part to the sums of `rows` places. Between parts, sums are kept in `sums`, a panel each.
+// Adds a part to the sums of `rows` places. Between parts, sums are kept in `sums`, a panel each. A part is summed by
+// itself, for a sum of many terms in a row is less exact.
 template <int rows, int vectors>
 RESNET_MIN_TARGET inline void convolve_rows(const Convolution& p, const Place* place, const Part& part, Ahead ahead,
                                             float* sums) {
-  V sum[rows][vectors];
+  V sum[rows][vectors] = {};
   const float* in[rows];
 #pragma GCC unroll 16
+  for (int i = 0; i < rows; ++i) in[i] = place[i].in;
+  accumulate<rows, vectors>(sum, in, part.begin, part.end, part.weight, ahead);
+#pragma GCC unroll 16
   for (int i = 0; i < rows; ++i) {
-    in[i] = place[i].in;
 #pragma GCC unroll 2
     for (int v = 0; v < vectors; ++v) {
-      sum[i][v] = load(part.first ? p.bias + v * kLanes : sums + (i * vectors + v) * kLanes);
+      sum[i][v] += load(part.first ? p.bias + v * kLanes : sums + (i * vectors + v) * kLanes);
     }
   }
-  accumulate<rows, vectors>(sum, in, part.begin, part.end, part.weight, ahead);
   if (part.last) return finish<rows, vectors>(sum, p, place);
 #pragma GCC unroll 16
   for (int i = 0; i < rows; ++i) {
