@@ -127,7 +127,9 @@ def test_every_convolution_of_our_nets():
                 for batch in (1, 2, 5):
                     got = ops.fused_net(x[:batch], weights[begin:], biases[begin:], plan)
                     assert got.is_contiguous(memory_format=torch.channels_last)
-                    assert_as_close_as_eager(got, theirs[:batch], true[:batch], LOOSER if form == F4 else 0.0)
+                    # A sum in turn; eager PyTorch adds up parts of those of 1×1 convolutions, which is more exact.
+                    floor = LOOSER if form == F4 else inputs**0.5 * 2**-25 if kernel == 1 else 0.0
+                    assert_as_close_as_eager(got, theirs[:batch], true[:batch], floor)
 
 
 @pytest.mark.parametrize("form", [FASTER, DIRECT, F2, F4])
@@ -325,9 +327,9 @@ def test_memory_is_flat(times):
 @needs_extension
 @needs_proc
 def test_weights_are_let_go():
-    """Of 30 nets of 9 MiB, one after another, and 16 MiB where they are packed for Winograd."""
+    """Of 12 nets of 9 MiB, one after another, and 16 MiB where they are packed for Winograd."""
     x = torch.zeros(1, 512, 8, 8)
-    for i in range(30):
+    for i in range(12):
         net = Net(512)
         net.conv(512, form=F2)
         ops.fused_net(*net.args(x))
