@@ -127,7 +127,9 @@ def test_every_convolution_of_our_nets():
                 for batch in (1, 2, 5):
                     got = ops.fused_net(x[:batch], weights[begin:], biases[begin:], plan)
                     assert got.is_contiguous(memory_format=torch.channels_last)
-                    assert_as_close_as_eager(got, theirs[:batch], true[:batch], LOOSER if form == F4 else 0.0)
+                    # A sum in turn; eager PyTorch adds up parts of those of 1×1 convolutions, which is more exact.
+                    floor = LOOSER if form == F4 else inputs**0.5 * 2**-25 if kernel == 1 else 0.0
+                    assert_as_close_as_eager(got, theirs[:batch], true[:batch], floor)
 
 
 @pytest.mark.parametrize("form", [FASTER, DIRECT, F2, F4])
@@ -140,6 +142,19 @@ def test_whole_net(form, backend):
         assert got.shape == (len(cut), 5) and got.dtype == torch.float32
         torch.testing.assert_close(got.double(), plain(torch.float64, *args), rtol=1e-5, atol=1e-5)
     assert exact.std() > 0.1
+
+
+@needs_extension
+@pytest.mark.parametrize("form", [F2, F4])
+def test_any_number_of_tiles(form):
+    """More and fewer than a product's rows; they end in and past the map; a residual ends within a vector."""
+    net = Net(20)
+    net.conv(64, source=net.conv(64, relu=False), form=form)
+    net.conv(64, residual=0, form=form)
+    for size in [(rows, 2) for rows in range(1, 55)] if form == F2 else [(n, m) for n in range(8, 19) for m in (9, 17)]:
+        args = net.args(net.draw(1, 20, *size))
+        exact, bound = plain(torch.float64, *args), 1e-5 if form == F2 else 1e-4
+        torch.testing.assert_close(ops.fused_net(*args).double(), exact, rtol=bound, atol=bound)
 
 
 CHANNELS = [1, 3, 5, 7, 8, 12, 16, 20, 32, 33, 64]
@@ -325,9 +340,9 @@ def test_memory_is_flat(times):
 @needs_extension
 @needs_proc
 def test_weights_are_let_go():
-    """Of 30 nets of 9 MiB, one after another, and 16 MiB where they are packed for Winograd."""
+    """Of 12 nets of 9 MiB, one after another, and 16 MiB where they are packed for Winograd."""
     x = torch.zeros(1, 512, 8, 8)
-    for i in range(30):
+    for i in range(12):
         net = Net(512)
         net.conv(512, form=F2)
         ops.fused_net(*net.args(x))
