@@ -55,8 +55,12 @@ def contenders_of(net: nn.Module, images: Tensor) -> dict[str, Callable[[], Call
 
     # Freezing takes the weights for constants: it folds batch norm and lays them out ahead, as `fuse` does.
     options = {"freezing": True} | ({"max_autotune": True} if images.is_cuda else {})
+    named = {}
+    if not images.is_cuda and images.dtype == torch.float32:  # where there is a choice
+        named["ours, F(4×4, 3×3)"] = lambda: partial(torch.no_grad()(fuse(net, winograd="4x4")), moved)
     return {
         "ours": lambda: partial(torch.no_grad()(fuse(net, images.dtype)), moved),
+        **named,
         "eager, NCHW": partial(plain, images, torch.contiguous_format),
         "eager, channels_last": partial(plain, moved, torch.channels_last),
         "compile, freezing": partial(plain, moved, torch.channels_last, **options),
