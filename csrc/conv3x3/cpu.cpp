@@ -26,14 +26,6 @@ constexpr int kPoints = 16;
 
 // ---- the loops, for each instruction set ----
 
-// Where a tile of the output goes (not where it is outside), and what is added to it.
-struct TileOut {
-  std::array<float*, 4> pixel{};
-  std::array<const float*, 4> residual{};
-  const float* bias = nullptr;
-  bool relu = false;
-};
-
 // out[i * out_stride + j] = the sum over s of a[i * a_row_stride + s * a_stride] * b[s * b_stride + j], for kSlab
 // columns j, `rows` rows i and `terms` terms s; or += that, to accumulate.
 struct Product {
@@ -49,7 +41,8 @@ struct Product {
 using Transform = void(const float* const* from, float* to, int64_t stride, int64_t channels);
 struct Loops {
   Transform *input, *weight, *output_gradient, *weight_gradient;
-  void (*output)(const float* from, int64_t stride, const TileOut& out, int64_t channels);
+  void (*output)(const float* from, int64_t stride, float* const* pixels,
+                 int64_t channels);  // to those that are inside
   void (*multiply)(const Product&);
 };
 
@@ -130,8 +123,51 @@ at::Tensor transformed(const at::Tensor& weight, bool turned) {
 // weight [O, C, 3, 3] as [3, 3, O, C]
 at::Tensor by_taps(const at::Tensor& weight) { return weight.permute({2, 3, 0, 1}); }
 
+// The convolution of channels_last x by a transformed weight [O / kSlab][point][C][kSlab].
+at::Tensor winograd_conv(const at::Tensor& x, const at::Tensor& weight) {
+  const Maps in(x);
+  const int64_t inputs = in.channels, slabs = weight.size(0), outputs = slabs * kSlab;
+  at::Tensor result = at::empty({in.images, outputs, in.height, in.width}, x.options(), kLayout);
+  if (result.numel() == 0) return result;
+  const Maps out(result);
+
+  // Blocks of tiles that stay in cache, as many for each thread. Where there are too few tiles for that, the outputs
+  // are shared out, and each thread transforms the input anew.
+  const int64_t threads = at::get_num_threads();
+  const int64_t shares = in.tiles < 48 * threads ? std::min(threads, slabs) : 1;
+  const int64_t most = std::clamp<int64_t>((3 << 14) / inputs, 48, 192);
+  const int64_t blocks_a_thread = ceil_div(in.tiles * shares, most * threads);
+  const int64_t block = ceil_div(ceil_div(in.tiles * shares, blocks_a_thread * threads), 6) * 6;
+  const int64_t blocks = ceil_div(in.tiles, block);
+
+  const float *x_data = x.const_data_ptr<float>(), *weights = weight.const_data_ptr<float>();
+  float* to = result.mutable_data_ptr<float>();
+  at::parallel_for(0, blocks * shares, 1, [&](int64_t begin, int64_t end) {
+    const Points points(block, inputs), products(block, kSlab);
+    const at::Tensor zeros = at::zeros({inputs}, x.options());
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t first = item / shares * block, count = std::min(block, in.tiles - first);
+      for (int64_t i = 0; i < count; ++i) {
+        const auto from = in.pixels<4, 1>(x_data, first + i, 0, zeros.const_data_ptr<float>());
+        loops().input(from.data(), points.of(i), points.stride, inputs);
+      }
+      for (int64_t slab = item % shares; slab < slabs; slab += shares) {
+        for (int point = 0; point < kPoints; ++point) {
+          loops().multiply({points.at(point), inputs, 1, weights + (slab * kPoints + point) * inputs * kSlab, kSlab,
+                            products.at(point), kSlab, count, inputs, false});
+        }
+        for (int64_t i = 0; i < count; ++i) {
+          const auto pixels = out.pixels<2, 0, float>(to, first + i, slab * kSlab, nullptr);
+          loops().output(products.of(i), products.stride, pixels.data(), kSlab);
+        }
+      }
+    }
+  });
+  return result;
+}
+
 at::Tensor input_gradient(const at::Tensor& grad, const at::Tensor& weight) {
-  return winograd_conv(grad, transformed(by_taps(weight).contiguous(), true), std::nullopt, std::nullopt, false);
+  return winograd_conv(grad, transformed(by_taps(weight).contiguous(), true));
 }
 
 // ---- the weight's gradient ----
@@ -203,7 +239,7 @@ at::Tensor weight_gradient(const at::Tensor& grad, const at::Tensor& x) {
 
 at::Tensor conv3x3(const at::Tensor& x, const at::Tensor& weight) {
   check_conv3x3(x, weight);
-  return winograd_conv(x.contiguous(kLayout), winograd_weight(weight), std::nullopt, std::nullopt, false);
+  return winograd_conv(x.contiguous(kLayout), transformed(by_taps(weight).transpose(2, 3).contiguous(), false));
 }
 
 std::tuple<at::Tensor, at::Tensor> conv3x3_backward(const at::Tensor& grad, const at::Tensor& x,
@@ -215,59 +251,6 @@ std::tuple<at::Tensor, at::Tensor> conv3x3_backward(const at::Tensor& grad, cons
 }
 
 }  // namespace
-
-at::Tensor winograd_weight(const at::Tensor& weight) {
-  return transformed(by_taps(weight).transpose(2, 3).contiguous(), false);
-}
-
-at::Tensor winograd_conv(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
-                         const std::optional<at::Tensor>& residual, bool relu) {
-  const Maps in(x);
-  const int64_t inputs = in.channels, slabs = weight.size(0), outputs = slabs * kSlab;
-  at::Tensor result = at::empty({in.images, outputs, in.height, in.width}, x.options(), kLayout);
-  if (result.numel() == 0) return result;
-  const Maps out(result);
-
-  // Blocks of tiles that stay in cache, as many for each thread. Where there are too few tiles for that, the outputs
-  // are shared out, and each thread transforms the input anew.
-  const int64_t threads = at::get_num_threads();
-  const int64_t shares = in.tiles < 48 * threads ? std::min(threads, slabs) : 1;
-  const int64_t most = std::clamp<int64_t>((3 << 14) / inputs, 48, 192);
-  const int64_t blocks_a_thread = ceil_div(in.tiles * shares, most * threads);
-  const int64_t block = ceil_div(ceil_div(in.tiles * shares, blocks_a_thread * threads), 6) * 6;
-  const int64_t blocks = ceil_div(in.tiles, block);
-
-  const float *x_data = x.const_data_ptr<float>(), *weights = weight.const_data_ptr<float>();
-  const float* biases = bias ? bias->const_data_ptr<float>() : nullptr;
-  const float* added = residual ? residual->const_data_ptr<float>() : nullptr;
-  float* to = result.mutable_data_ptr<float>();
-  at::parallel_for(0, blocks * shares, 1, [&](int64_t begin, int64_t end) {
-    const Points points(block, inputs), products(block, kSlab);
-    const at::Tensor zeros = at::zeros({inputs}, x.options());
-    for (int64_t item = begin; item < end; ++item) {
-      const int64_t first = item / shares * block, count = std::min(block, in.tiles - first);
-      for (int64_t i = 0; i < count; ++i) {
-        const auto from = in.pixels<4, 1>(x_data, first + i, 0, zeros.const_data_ptr<float>());
-        loops().input(from.data(), points.of(i), points.stride, inputs);
-      }
-      for (int64_t slab = item % shares; slab < slabs; slab += shares) {
-        for (int point = 0; point < kPoints; ++point) {
-          loops().multiply({points.at(point), inputs, 1, weights + (slab * kPoints + point) * inputs * kSlab, kSlab,
-                            products.at(point), kSlab, count, inputs, false});
-        }
-        for (int64_t i = 0; i < count; ++i) {
-          const int64_t channel = slab * kSlab;
-          const TileOut tile{
-              out.pixels<2, 0, float>(to, first + i, channel, nullptr),
-              added ? out.pixels<2, 0, const float>(added, first + i, channel, nullptr) : TileOut{}.residual,
-              biases ? biases + channel : nullptr, relu};
-          loops().output(products.of(i), products.stride, tile, kSlab);
-        }
-      }
-    }
-  });
-  return result;
-}
 
 TORCH_LIBRARY_FRAGMENT(resnet_min, m) {
   m.def("conv3x3(Tensor x, Tensor weight) -> Tensor", {at::Tag::pt2_compliant_tag});

@@ -88,20 +88,15 @@ RESNET_MIN_TARGET void transform(const float* const* from, float* to, int64_t st
   }
 }
 
-// From the points to a tile of the output, with what follows the convolution.
-RESNET_MIN_TARGET void transform_output(const float* from, int64_t stride, const TileOut& out, int64_t channels) {
+// From the points to the pixels of a tile of the output.
+RESNET_MIN_TARGET void transform_output(const float* from, int64_t stride, float* const* pixels, int64_t channels) {
   for (int64_t c = 0; c < channels; c += kLanes) {
     V m[4][4], r[2][2];
 #pragma GCC unroll 16
     for (int i = 0; i < kPoints; ++i) m[i / 4][i % 4] = load(from + i * stride + c);
     both_ways<OfOutput>(m, r);
     for (int i = 0; i < 4; ++i) {
-      if (out.pixel[i] == nullptr) continue;
-      V v = r[i / 2][i % 2];
-      if (out.bias != nullptr) v += load(out.bias + c);
-      if (out.residual[i] != nullptr) v += load(out.residual[i] + c);
-      if (out.relu) v = v <= 0 ? V{} : v;
-      store(v, out.pixel[i] + c);
+      if (pixels[i] != nullptr) store(r[i / 2][i % 2], pixels[i] + c);
     }
   }
 }

@@ -1,7 +1,7 @@
-// A convolution that adds bias and residual and applies ReLU while a tile of its output is in registers. The arithmetic
-// is oneDNN's, or Winograd's as conv3x3 has it where that is faster. torch exports none of oneDNN's symbols,
-// only private operators that call it: they are looked up, and where this torch or processor lacks them, ATen's public
-// operators do the same in three passes.
+// A convolution that adds bias and residual and applies ReLU while its sums are in registers. In float32 it is a layer
+// of fused_net; in bfloat16, oneDNN's, which has the instructions for it. torch exports none of oneDNN's symbols, only
+// private operators that call it: they are looked up, and where this torch or processor lacks them, and in other
+// dtypes, ATen's public operators do the same in three passes.
 #include <ATen/Context.h>
 #include <ATen/core/List.h>
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -9,11 +9,12 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <optional>
 #include <string_view>
 
-#include "conv3x3/op.h"
 #include "conv_bn_relu/op.h"
+#include "fused_net/op.h"
 
 namespace resnet_min {
 namespace {
@@ -46,45 +47,28 @@ bool onednn_computes_in(at::ScalarType dtype) {
     const auto supported = find_operator<bool()>("mkldnn::_is_mkldnn_bf16_supported", "");
     return supported && supported->call();
   }();
-  return at::globalContext().userEnabledMkldnn() && (dtype == at::kFloat || (dtype == at::kBFloat16 && bfloat16));
+  return at::globalContext().userEnabledMkldnn() && dtype == at::kBFloat16 && bfloat16;
 }
 
-// What winograd_weight made, [O / 64, 4, 4, C, 64], as [O, C, 3, 3], to be looked at only.
-at::Tensor shaped_as_before(const at::Tensor& prepacked) {
-  TORCH_CHECK_VALUE(prepacked.scalar_type() == at::kFloat && has_shape(prepacked, {kAnySize, 4, 4, kAnySize, kSlab}) &&
-                        prepacked.is_contiguous(),
-                    "conv_bn_relu: weight must be [O, C, h, w], or what ops.prepacked made; got ",
-                    prepacked.scalar_type(), ' ', prepacked.sizes());
-  return prepacked.as_strided({prepacked.size(0) * kSlab, prepacked.size(3), 3, 3}, {0, 0, 0, 0});
-}
-
-// The weight for Winograd's form, where that is the faster one for x of these sizes.
-MaybeTensor prepacked_for_winograd(const at::Tensor& weight, at::IntArrayRef x, int64_t stride, int64_t padding) {
-  TORCH_CHECK_VALUE(x.size() == 4, "conv_bn_relu: x must be [B, C, H, W]; got ", x);
-  if (!winograd_pays(x, weight, stride, padding, kTilesIfPrepacked)) return std::nullopt;
-  return winograd_weight(weight);
+// Whether it is a layer that fused_net takes. Its maps are in memory with their padding, which is not to outgrow them.
+bool is_layer(const at::Tensor& x, const at::Tensor& weight, int64_t padding) {
+  return x.scalar_type() == at::kFloat && x.numel() > 0 && !weight.is_mkldnn() &&
+         padding < std::max(weight.size(2), weight.size(3)) &&
+         are_few({x.size(0), x.size(1), x.size(2) + 2 * padding, x.size(3) + 2 * padding});
 }
 
 at::Tensor conv_bn_relu(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
                         const MaybeTensor& residual, int64_t stride, int64_t padding, bool relu) {
   static const auto unary = find_operator<ConvUnary>("mkldnn::_convolution_pointwise", "");
   static const auto binary = find_operator<ConvBinary>("mkldnn::_convolution_pointwise", "binary");
-  const bool prepacked = weight.dim() == 5;
-  const at::Tensor plain = prepacked ? shaped_as_before(weight) : weight;
-  check_conv_bn_relu(x, plain, bias, residual, stride, padding);
+  check_conv_bn_relu(x, weight, bias, residual, stride, padding);
   constexpr auto layout = at::MemoryFormat::ChannelsLast;
-  const auto shape = conv_output_shape(x, plain, stride, padding);
+  const auto shape = conv_output_shape(x, weight, stride, padding);
   if (x.size(0) == 0) return at::empty(shape, x.options(), layout);
+  if (is_layer(x, weight, padding)) return fused_layer(x, weight, bias, residual, stride, padding, relu);
+
   // oneDNN's operators heed the strides of x and residual, but take those of bias for 1.
   const at::Tensor input = x.contiguous(layout), addend = bias.contiguous();
-  if (prepacked) {
-    TORCH_CHECK_VALUE(stride == 1 && padding == 1, "conv_bn_relu: this weight is for stride 1 and padding 1; got ",
-                      stride, " and ", padding);
-  }
-  if (prepacked || winograd_pays(x.sizes(), weight, stride, padding, kTilesIfPlain)) {
-    return winograd_conv(input, prepacked ? weight : winograd_weight(weight), addend,
-                         residual ? std::make_optional(residual->contiguous(layout)) : residual, relu);
-  }
 
   // The binary operator wants to see channels_last, which in 1×1 maps it does not, nor does it take those in bfloat16.
   const bool onednn = unary && binary && onednn_computes_in(x.scalar_type());
@@ -114,13 +98,8 @@ TORCH_LIBRARY_FRAGMENT(resnet_min, m) {
       "conv_bn_relu(Tensor x, Tensor weight, Tensor bias, Tensor? residual, int stride, int padding, bool relu) -> "
       "Tensor",
       {at::Tag::pt2_compliant_tag});
-  // A weight prepacked for this file's kernel and x of these sizes, where that is in Winograd's form.
-  m.def("_winograd_weight(Tensor weight, int[] x, int stride, int padding) -> Tensor?");
 }
-TORCH_LIBRARY_IMPL(resnet_min, CPU, m) {
-  m.impl("conv_bn_relu", &conv_bn_relu);
-  m.impl("_winograd_weight", &prepacked_for_winograd);
-}
+TORCH_LIBRARY_IMPL(resnet_min, CPU, m) { m.impl("conv_bn_relu", &conv_bn_relu); }
 TORCH_LIBRARY_IMPL(resnet_min, MkldnnCPU, m) { m.impl("conv_bn_relu", &conv_bn_relu); }  // a weight in oneDNN's order
 
 }  // namespace resnet_min

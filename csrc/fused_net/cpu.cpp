@@ -213,9 +213,11 @@ void run(const Program& program, const Images& from, float* result, int64_t imag
 
 constexpr int64_t kImages = 16;  // of a thread, in a run
 
-at::Tensor fused_net(const at::Tensor& x, at::TensorList weights, at::TensorList biases, at::IntArrayRef plan) {
+at::Tensor run_plan(at::TensorList inputs, at::TensorList weights, at::TensorList biases, at::IntArrayRef plan) {
   const std::vector<Layer> layers = layers_of(plan);
-  const std::vector<Sizes> sizes = check_fused_net(x, weights, biases, layers);
+  const std::vector<Sizes> sizes = check_fused_net(inputs, weights, biases, layers);
+  const at::Tensor& x = inputs[0];
+  const at::Tensor second = inputs.size() > 1 ? inputs[1].contiguous(at::MemoryFormat::ChannelsLast) : at::Tensor();
   const Sizes& out = sizes.back();
   at::Tensor result = layers.back().kind == Kind::kLinear ? at::empty({x.size(0), out.channels}, x.options())
                                                           : at::empty({x.size(0), out.channels, out.height, out.width},
@@ -229,8 +231,12 @@ at::Tensor fused_net(const at::Tensor& x, at::TensorList weights, at::TensorList
   const auto prepared = net->prepare(sizes, weights, images, threads);
   auto workspace = prepared->take();
   for (int64_t first = 0; first < batch; first += images) {
-    const Images from{x.const_data_ptr<float>() + first * x.stride(0), x.stride(0), x.stride(1), x.stride(2),
-                      x.stride(3)};
+    const Images from{x.const_data_ptr<float>() + first * x.stride(0),
+                      x.stride(0),
+                      x.stride(1),
+                      x.stride(2),
+                      x.stride(3),
+                      second.defined() ? second.const_data_ptr<float>() + first * second.numel() / batch : nullptr};
     run(prepared->program, from, result.mutable_data_ptr<float>() + first * each, std::min(images, batch - first),
         *workspace);
   }
@@ -239,6 +245,10 @@ at::Tensor fused_net(const at::Tensor& x, at::TensorList weights, at::TensorList
 }
 
 // ---- what there is to reach ----
+
+at::Tensor fused_net(const at::Tensor& x, at::TensorList weights, at::TensorList biases, at::IntArrayRef plan) {
+  return run_plan(x, weights, biases, plan);
+}
 
 // On each of torch's threads `rounds` multiply-adds in each of kChains vectors, for benchmarks to time; returns how
 // many that is, of numbers, on all threads.
@@ -252,6 +262,12 @@ int64_t multiply_adds(int64_t rounds) {
 }
 
 }  // namespace
+
+at::Tensor fused_layer(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
+                       const std::optional<at::Tensor>& residual, int64_t stride, int64_t padding, bool relu) {
+  const std::array<int64_t, kFields> plan{0, 0, residual ? 1 : -1, 1, stride, padding, 0, relu, 0};
+  return residual ? run_plan({x, *residual}, weight, bias, plan) : run_plan(x, weight, bias, plan);
+}
 
 TORCH_LIBRARY_FRAGMENT(resnet_min, m) {
   m.def("fused_net(Tensor x, Tensor[] weights, Tensor[] biases, int[] plan) -> Tensor", {at::Tag::pt2_compliant_tag});

@@ -9,8 +9,8 @@ namespace resnet_min {
 
 // Maps [images][height][width][channels] in a margin of zeros, so that no convolution asks where a map ends.
 struct Map {
-  // Whose memory it is in: that of one thread, of all that work on a batch, or the operator's result.
-  enum class In { kThread, kBatch, kResult };
+  // Whose memory it is in: that of one thread, of all that work on a batch, the operator's second input or its result.
+  enum class In { kThread, kBatch, kSecond, kResult };
 
   int64_t channels, height, width;
   int64_t before = 0, after = 0;  // margin: above and to the left; below and to the right
@@ -56,7 +56,7 @@ class Program {
   template <typename FormOf>
   Program(const std::vector<Layer>& layers, const std::vector<Sizes>& sizes, std::vector<Packed>& packed,
           int64_t images, int64_t threads, const FormOf& form_of)
-      : images(images), threads(threads) {
+      : images(images), threads(threads), inputs_(sizes.size() - layers.size()) {
     for (const Sizes& size : sizes) maps_.push_back({size.channels, size.height, size.width});
     size_t used = 0;
     for (size_t i = 0; i < layers.size(); ++i) {
@@ -65,15 +65,15 @@ class Program {
       if (layer.kind == Kind::kConvolution || layer.kind == Kind::kLinear) {
         step.packed = &packed[used++];
         const int64_t added = layer.residual < 0 ? 0 : sizes[layer.residual].channels;
-        step.form = form_of(layer, *step.packed, sizes[i + 1], added);
+        step.form = form_of(layer, *step.packed, sizes[inputs_ + i], added);
         step.weight = step.packed->in(step.form);
-        widen(maps_[layer.source], step, sizes[i + 1]);
+        widen(maps_[layer.source], step, sizes[inputs_ + i]);
       }
       steps.push_back(std::move(step));
     }
     cut_into_segments();
     lay_out();
-    for (size_t i = 0; i < steps.size(); ++i) describe(steps[i], i + 1);
+    for (size_t i = 0; i < steps.size(); ++i) describe(steps[i], made_by(i));
     input = maps_[0];
   }
 
@@ -97,13 +97,14 @@ class Program {
   }
 
   static int64_t pixels(const Map& map) { return map.height * map.width; }
+  const Map& made_by(size_t step) const { return maps_[inputs_ + step]; }
 
   // What reads the images goes with the first convolution, what follows the last one with that.
   void cut_into_segments() {
     size_t last = steps.size();
     while (last > 1 && steps[last - 1].layer.kind != Kind::kConvolution) --last;
     for (size_t begin = 0, i = 1; i <= steps.size(); ++i) {
-      if (i < steps.size() && (i >= last || pixels(maps_[i + 1]) == pixels(maps_[begin + 1]))) continue;
+      if (i < steps.size() && (i >= last || pixels(made_by(i)) == pixels(made_by(begin)))) continue;
       segments.push_back({begin, i, images_at_a_time(begin, i)});
       begin = i;
     }
@@ -114,9 +115,9 @@ class Program {
     int64_t enough = 1, largest = 0;
     for (size_t i = begin; i < end; ++i) {
       const int64_t tile = std::max<int64_t>(tile_of(steps[i].form), 1);
-      const int64_t units = ceil_div(maps_[i + 1].height, tile) * ceil_div(maps_[i + 1].width, tile);
+      const int64_t units = ceil_div(made_by(i).height, tile) * ceil_div(made_by(i).width, tile);
       if (steps[i].layer.kind == Kind::kConvolution) enough = std::max(enough, ceil_div(kUnits, units));
-      largest = std::max(largest, maps_[i + 1].image());
+      largest = std::max(largest, made_by(i).image());
     }
     const int64_t wanted = std::max(enough, kCache / (3 * largest));
     if (threads == 1) return std::min(wanted, images);
@@ -137,29 +138,32 @@ class Program {
     std::vector<Map> free;
     for (size_t value = 0; value < maps_.size(); ++value) {
       Map& map = maps_[value];
-      const Segment made_in = of_step[value == 0 ? 0 : value - 1];
+      const Segment made_in = of_step[value < inputs_ ? 0 : value - inputs_];
       const bool of_thread = made_in.images > 0 && last_use[value] < made_in.end;
-      map.in = value + 1 == maps_.size() ? Map::In::kResult : of_thread ? Map::In::kThread : Map::In::kBatch;
+      map.in = value + 1 == maps_.size()      ? Map::In::kResult
+               : value > 0 && value < inputs_ ? Map::In::kSecond
+               : of_thread                    ? Map::In::kThread
+                                              : Map::In::kBatch;
       map.images = of_thread ? made_in.images : images;
       const auto found = std::find_if(free.begin(), free.end(), [&](const Map& m) { return m.same_form(map); });
       if (found != free.end()) {
         map.at = found->at;
         free.erase(found);
-      } else if (map.in != Map::In::kResult) {
+      } else if (map.in == Map::In::kThread || map.in == Map::In::kBatch) {
         int64_t& size = of_thread ? thread_size : batch_size;
         map.at = size + map.pixel(map.before, map.before);
         size += ceil_div(map.images * map.image(), 16) * 16 + 16;  // a cache line apart
       }
-      for (size_t earlier = 0; value > 0 && earlier < value; ++earlier) {
-        if (last_use[earlier] == value - 1) free.push_back(maps_[earlier]);
+      for (size_t earlier = 0; value >= inputs_ && earlier < value; ++earlier) {
+        if (last_use[earlier] == value - inputs_) free.push_back(maps_[earlier]);
       }
     }
   }
 
-  void describe(Step& step, size_t value) const {
+  void describe(Step& step, const Map& out) const {
     const Layer& layer = step.layer;
     step.in = maps_[layer.source];
-    step.out = maps_[value];
+    step.out = out;
     if (layer.residual >= 0) step.residual = maps_[layer.residual];
     const int64_t tile = std::max<int64_t>(tile_of(step.form), 1), every = layer.residual_stride;
     for (int64_t y = 0; y < step.out.height; y += tile) {
@@ -178,6 +182,7 @@ class Program {
   static constexpr int64_t kUnits = 48;       // for which a weight is read once
   static constexpr int64_t kCache = 3 << 15;  // floats: 384 KiB
 
+  const size_t inputs_;    // of the values; the second one is read where it lies
   std::vector<Map> maps_;  // of each value
 };
 

@@ -105,6 +105,7 @@ inline int64_t scratch_floats(const Step& step) {
 struct Images {
   const float* data;
   int64_t image, channel, row, column;  // strides
+  const float* second;                  // the other input, in channels_last
 };
 
 // What one thread does of a run.
@@ -119,8 +120,12 @@ class Worker {
     const int64_t image = item / to.height, y = item % to.height;
     const float* in = from_.data + (first + image) * from_.image + y * from_.row;
     float* out = of(to, first, image) + to.pixel(y, 0);
-    for (int64_t x = 0; x < to.width; ++x) {
-      for (int64_t c = 0; c < to.channels; ++c) *out++ = in[x * from_.column + c * from_.channel];
+    for (int64_t x = 0; x < to.width; ++x, in += from_.column, out += to.channels) {
+      if (from_.channel == 1) {
+        std::copy_n(in, to.channels, out);
+      } else {
+        for (int64_t c = 0; c < to.channels; ++c) out[c] = in[c * from_.channel];
+      }
     }
   }
 
@@ -142,7 +147,10 @@ class Worker {
   // A map of a thread has only those images that the thread is at.
   float* of(const Map& map, int64_t first, int64_t image) const {
     if (map.in == Map::In::kThread) return own_ + map.at + image * map.image();
-    return (map.in == Map::In::kBatch ? batch_ + map.at : result_) + (first + image) * map.image();
+    float* const maps = map.in == Map::In::kBatch    ? batch_ + map.at
+                        : map.in == Map::In::kResult ? result_
+                                                     : const_cast<float*>(from_.second);  // nothing writes to it
+    return maps + (first + image) * map.image();
   }
 
   void place(const Step& step, int64_t first_image, int64_t first, int64_t count, Place* places) const {

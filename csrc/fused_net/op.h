@@ -1,12 +1,14 @@
 // A whole net as a list of layers, for inference on the CPU in float32.
 //
-// Value 0 is the images; layer i makes value i + 1 from earlier ones; the last value is the result. A plan has kFields
-// numbers a layer. Convolutions and linear layers take the weights, and their biases, in the order of the plan.
+// The first values are the inputs; each layer makes the next one from earlier ones; the last value is the result. A
+// plan has kFields numbers a layer. Convolutions and linear layers take the weights, and their biases, in the order of
+// the plan.
 #pragma once
 
 #include <ATen/core/grad_mode.h>
 
 #include <array>
+#include <optional>
 #include <vector>
 
 #include "check.h"
@@ -53,27 +55,31 @@ struct Sizes {
 };
 
 // Whether there are fewer than 2**31 elements; a weight may have dimensions of any size with no memory behind it.
-inline bool are_few(std::initializer_list<int64_t> sizes) {
+inline bool are_few(at::IntArrayRef sizes) {
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
   int64_t product = 1;
   return std::all_of(sizes.begin(), sizes.end(),
                      [&](int64_t size) { return size < kMost && (product *= size) < kMost; });
 }
 
-// The sizes of each value, of images [B, C, H, W]; raises ValueError for a plan or weights that do not fit together.
-inline std::vector<Sizes> check_fused_net(const at::Tensor& x, at::TensorList weights, at::TensorList biases,
+// The sizes of each value, from inputs [B, C, H, W]; raises ValueError for a plan or weights that do not fit together.
+inline std::vector<Sizes> check_fused_net(at::TensorList inputs, at::TensorList weights, at::TensorList biases,
                                           const std::vector<Layer>& layers) {
   const char* op = "fused_net";
   constexpr int64_t kMost = 1 << 15;
-  require(fits(x, at::kFloat, {kAnySize, kAnySize, kAnySize, kAnySize}, x) && x.size(1) > 0 && x.size(2) > 0 &&
-              x.size(3) > 0 && are_few({x.size(0), x.size(1), x.size(2), x.size(3)}),
-          op);
+  const at::Tensor& x = inputs[0];
+  std::vector<Sizes> values;
+  for (const at::Tensor& input : inputs) {
+    require(fits(input, at::kFloat, {x.size(0), kAnySize, kAnySize, kAnySize}, x) && input.size(1) > 0 &&
+                input.size(2) > 0 && input.size(3) > 0 && are_few(input.sizes()),
+            op);
+    values.push_back({input.size(1), input.size(2), input.size(3)});
+  }
   require(weights.size() == biases.size(), op);
-  const auto trains = [](const at::Tensor& tensor) { return tensor.requires_grad(); };
-  require(!at::GradMode::is_enabled() || (!trains(x) && std::none_of(weights.begin(), weights.end(), trains) &&
-                                          std::none_of(biases.begin(), biases.end(), trains)),
-          op);
-  std::vector<Sizes> values{{x.size(1), x.size(2), x.size(3)}};
+  const auto train = [](at::TensorList tensors) {
+    return std::any_of(tensors.begin(), tensors.end(), [](const at::Tensor& tensor) { return tensor.requires_grad(); });
+  };
+  require(!at::GradMode::is_enabled() || !(train(inputs) || train(weights) || train(biases)), op);
   size_t used = 0;
   for (const Layer& layer : layers) {
     const int64_t known = static_cast<int64_t>(values.size());
@@ -130,5 +136,9 @@ inline std::vector<Sizes> check_fused_net(const at::Tensor& x, at::TensorList we
   require(used == weights.size(), op);
   return values;
 }
+
+// relu(conv(x) + bias + residual) as a plan of one layer, for conv_bn_relu in float32, which has checked its arguments.
+at::Tensor fused_layer(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
+                       const std::optional<at::Tensor>& residual, int64_t stride, int64_t padding, bool relu);
 
 }  // namespace resnet_min

@@ -204,9 +204,9 @@ class FusedConv(nn.Module):
     On CUDA it is our kernel or cuDNN's fused call, by a trial of both at the first x of a shape; ours without a trial
     under torch's deterministic algorithms, while a graph is captured, and in compiled code.
 
-    The CPU kernel wants the weight prepacked. That is an opaque tensor, not to be saved,
-    moved or put into a graph, so it is kept beside the plain weight and made from it at the first call, or again once
-    the weight is another or was written to.
+    In bfloat16 on a CPU the weight is wanted prepacked. That is an opaque tensor, not to be saved, moved or put into a
+    graph, so it is kept beside the plain weight and made from it at the first call, or again once the weight is another
+    or was written to.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, stride: int, padding: int, relu: bool) -> None:

@@ -10,7 +10,6 @@ from torch import Tensor
 from . import backend
 from .checks import FLOAT_NAMES, FLOATS, check_device, dtype_name
 from .checks import check as check_argument
-from .conv3x3 import CHANNELS
 
 
 def conv_bn_relu(
@@ -19,7 +18,7 @@ def conv_bn_relu(
     """A convolution with batch norm folded into it, plus a residual, and ReLU: a residual block's inference step.
 
     x         float32, bfloat16, float16 or float64 [B, C, H, W], any strides
-    weight    [O, C, h, w] in x's dtype; for the CPU kernel also what `prepacked` made of that
+    weight    [O, C, h, w] in x's dtype; in bfloat16 on a CPU also what `prepacked` made of that
     bias      [O] in x's dtype
     residual  [B, O, H', W'] in x's dtype, or None; H' = (H + 2 * padding - h) // stride + 1, W' likewise
     stride    1 to 2**15, in both directions
@@ -29,11 +28,11 @@ def conv_bn_relu(
 
     Raises ValueError for a wrong dtype, shape, device, stride or padding, and the kernels also for 2**31 elements or
     more in x or the output; RuntimeError for an input that requires grad while grad is on. The kernels round to the
-    dtype once, at the end, and the CPU kernel's ReLU makes 0 of NaN. Equivalent to
-    `relu(conv2d(x, weight, bias, stride, padding) + residual)`.
+    dtype once, at the end. The CPU kernel is `fused_net`'s in float32, with what is said there of weights and NaN;
+    its ReLU makes 0 of NaN in bfloat16. Equivalent to `relu(conv2d(x, weight, bias, stride, padding) + residual)`.
     """
     if backend.supported("conv_bn_relu", x, weight, bias, *([] if residual is None else [residual])):
-        return backend.call("conv_bn_relu", _check_any, x, weight, bias, residual, stride, padding, relu)
+        return backend.call("conv_bn_relu", check, x, weight, bias, residual, stride, padding, relu)
     return reference(x, weight, bias, residual, stride, padding, relu)
 
 
@@ -74,15 +73,6 @@ def check(
         raise RuntimeError(f"{op}: it is for inference, inputs must not require grad; use torch.no_grad()")
 
 
-def _check_any(
-    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, stride: int, padding: int, relu: bool
-) -> None:
-    """`check`, also of a weight in Winograd's form, which has the shape that it was made from."""
-    if weight.dim() == 5:
-        weight = weight.new_empty(1).expand(weight.shape[0] * CHANNELS, weight.shape[3], 3, 3)
-    check(x, weight, bias, residual, stride, padding, relu)
-
-
 def output_shape(x: Tensor, weight: Tensor, stride: int, padding: int) -> tuple[int, ...]:
     """[B, O, H', W'] of x [B, C, H, W] and weight [O, C, h, w]."""
     return (
@@ -108,33 +98,29 @@ def _(
     return x.new_empty((b, h, w, o)).permute(0, 3, 1, 2)
 
 
-# ---- the weight as the CPU kernel wants it ----
+# ---- the weight as oneDNN wants it ----
 
 
 def prepacked(weight: Tensor, x: Tensor, stride: int, padding: int) -> Tensor:
-    """`conv_bn_relu`'s weight as its CPU kernel computes with it: opaque, best for x's shape and right for any.
+    """`conv_bn_relu`'s weight in oneDNN's order: opaque, best for x's shape and right for any.
 
-    In Winograd's form where that is faster (csrc/conv3x3/op.h has the rule); in oneDNN's order elsewhere. Only where
-    `takes_prepacked(x, weight)`. Without it, each call prepacks the weight.
+    Only where `takes_prepacked(x, weight)`. Without it, each call prepacks the weight.
     """
-    winograd = torch.ops.resnet_min._winograd_weight(weight, x.shape, stride, padding)
-    if winograd is not None:
-        return winograd
     reorder = torch.ops.mkldnn._reorder_convolution_weight
     return reorder(weight, (padding, padding), (stride, stride), (1, 1), 1, tuple(x.shape))
 
 
 def takes_prepacked(x: Tensor, weight: Tensor) -> bool:
     """Whether `conv_bn_relu` gains by computing these with a weight that `prepacked` made."""
-    on_cpu = x.device.type == "cpu" and backend.supported("conv_bn_relu", x, weight)
-    return on_cpu and weight.dtype in _onednn_dtypes()
+    if weight.dtype != torch.bfloat16 or x.device.type != "cpu":
+        return False
+    return backend.supported("conv_bn_relu", x, weight) and _onednn_has_bf16()
 
 
 @functools.cache
-def _onednn_dtypes() -> tuple[torch.dtype, ...]:
-    """What oneDNN convolves on this processor. None, where torch lacks the private operators that we call it by."""
+def _onednn_has_bf16() -> bool:
+    """Whether oneDNN convolves bfloat16 on this processor, and torch has the private operators that we call it by."""
     names = ("_convolution_pointwise", "_reorder_convolution_weight", "_is_mkldnn_bf16_supported")
     if not torch.backends.mkldnn.is_available() or not all(hasattr(torch.ops.mkldnn, name) for name in names):
-        return ()
-    bfloat16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return (torch.float32, torch.bfloat16) if bfloat16 else (torch.float32,)
+        return False
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()

@@ -1,4 +1,4 @@
-"""The 3×3 convolution in Winograd's form: against float64 and its reference, alone, in conv_bn_relu and in training."""
+"""The 3×3 convolution in Winograd's form: against float64 and its reference, alone and in training."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from resnet_min import ops, reference
+from resnet_min import ops
 from resnet_min.model import resnet
 
 from .conftest import REFUSAL, assert_as_close_as_eager, needs_extension, outcomes_by_threads, run_under
@@ -209,59 +209,6 @@ def test_opcheck():
         torch.library.opcheck(torch.ops.resnet_min.conv3x3, arguments)
     torch.library.opcheck(torch.ops.resnet_min.conv3x3_backward, (grad, x, weight, True, True))
     torch.library.opcheck(torch.ops.resnet_min.conv3x3_backward, (grad, x, weight, False, True))
-
-
-# ---- in conv_bn_relu ----
-
-
-@needs_extension
-@pytest.mark.parametrize("residual, relu", [(False, False), (False, True), (True, False), (True, True)])
-@pytest.mark.parametrize("batch, size", [(2, (8, 8)), (5, (7, 6)), (1, (3, 3)), (0, (4, 4))])
-def test_a_prepacked_weight_gives_the_same(batch, size, residual, relu):
-    x, weight, other = draw(batch, 128, 64, size)
-    bias = torch.randn(128)[::2]
-    prepacked = ops.prepacked(weight, torch.zeros(8, 128, 8, 8), 1, 1)
-    assert prepacked.dim() == 5
-    args = bias, other if residual else None, 1, 1, relu
-    got = ops.conv_bn_relu(x, prepacked, *args)
-    assert got.is_contiguous(memory_format=CHANNELS_LAST)
-    torch.testing.assert_close(got, reference.conv_bn_relu(x, weight, *args), rtol=1e-4, atol=1e-5)
-
-
-@needs_extension
-@pytest.mark.parametrize("batch", [1, 24])
-def test_many_tiles_are_worth_a_transform(batch):
-    """To the bit what a prepacked weight gives; few are left to oneDNN."""
-    x, weight, other = draw(batch, size=(7, 6))
-    args = torch.randn(64), other, 1, 1, True
-    got = ops.conv_bn_relu(x, weight, *args)
-    prepacked = ops.conv_bn_relu(x, ops.prepacked(weight, torch.zeros(8, 64, 8, 8), 1, 1), *args)
-    assert torch.equal(got, prepacked) == (batch == 24)
-    torch.testing.assert_close(got, reference.conv_bn_relu(x, weight, *args), rtol=1e-4, atol=1e-5)
-
-
-@needs_extension
-def test_a_prepacked_weight_is_for_one_convolution():
-    x, weight, _ = draw(8)
-    prepacked = ops.prepacked(weight, x, 1, 1)
-    with pytest.raises(ValueError, match="this weight is for stride 1 and padding 1; got 2 and 1"):
-        ops.conv_bn_relu(x, prepacked, torch.zeros(64), None, 2, 1, True)
-    with pytest.raises(ValueError, match="weight must be float32"):
-        ops.conv_bn_relu(x[:, :32], prepacked, torch.zeros(64), None, 1, 1, True)
-    with pytest.raises(ValueError, match=r"weight must be float32 \[O, 64, h, w\]; got float64"):
-        ops.conv_bn_relu(x, prepacked.double(), torch.zeros(64), None, 1, 1, True)
-    with pytest.raises(ValueError, match=r"bias must be float32 \[64\]; got float32 \[63\]"):
-        ops.conv_bn_relu(x, prepacked, torch.zeros(63), None, 1, 1, True)
-    for other in (prepacked[..., :32], prepacked.transpose(1, 2)):
-        with pytest.raises(ValueError, match="weight must be .O, C, h, w., or what ops.prepacked made"):
-            ops.conv_bn_relu(x, other, torch.zeros(64), None, 1, 1, True)
-
-
-@needs_extension
-@pytest.mark.parametrize("stride, padding, x", [(2, 1, (8, 64, 8, 8)), (1, 0, (8, 64, 8, 8)), (1, 1, (1, 64, 6, 6))])
-def test_other_weights_are_not_prepacked(stride, padding, x):
-    """Another stride or padding; and few tiles, for which it does not pay."""
-    assert ops.prepacked(draw()[1], torch.zeros(x), stride, padding).dim() == 4
 
 
 # ---- in the model ----

@@ -4,6 +4,7 @@
     python -m tools.benchmark kernels --arch resnet18
     python -m tools.benchmark training --arch resnet20
     python -m tools.benchmark inference --arch resnet18 --batch 256
+    python -m tools.benchmark inference --run runs/NAME
     python -m tools.benchmark serving --json serving.json
     python -m tools.benchmark serving --quick --arch resnet20 --batch 1
     python -m tools.benchmark server --seconds 60 --clients 4
@@ -44,6 +45,10 @@ FURTHER = {
     "peak_mib": ("peak MiB", ",.1f"),
     "of_fma": ("of FMA", ".0%"),
     "error": ("error", ".0e"),
+    "logits_off": ("off by", ".0e"),
+    "largest_logit": ("largest", ",.1f"),
+    "changed": ("changed", ",d"),
+    "predictions": ("of", ",d"),
     "p50_ms": ("p50 ms", ",.2f"),
     "p90_ms": ("p90 ms", ",.2f"),
     "p99_ms": ("p99 ms", ",.2f"),
@@ -85,6 +90,8 @@ def get_args(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--batch", type=int, nargs="+", metavar="N", help="batch sizes (default: the table's own)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table here, or go on with it")
+    parser.add_argument("--run", help="of inference: a trained network, its folder or checkpoint")
+    parser.add_argument("--data", help="of inference --run: its data, where they are elsewhere now")
     parser.add_argument("--quick", action="store_true", help="of serving: leave out torch.compile and fresh processes")
     parser.add_argument("--seconds", type=float, default=60, help="of server: load on each contender (default: 60)")
     parser.add_argument("--clients", type=int, default=4, metavar="N", help="of server: asking at once (default: 4)")

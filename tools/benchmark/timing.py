@@ -9,7 +9,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -36,12 +36,14 @@ class Case:
     units        what a call works through, such as images
     contenders   name -> what makes the call to time
     check        takes what each one's first call returned; raises AssertionError unless they agree
+    further      name -> what else its row says
     """
 
     about: Row
     units: int
     contenders: dict[str, Callable[[], Call]]
     check: Callable[[dict[str, Any]], None]
+    further: dict[str, Row] = field(default_factory=dict, kw_only=True)
 
 
 def device_of(name: str | None) -> torch.device:
@@ -96,7 +98,7 @@ def rows(case: Case, rates: dict[str, list[float]]) -> Iterator[Row]:
         row = {**case.about, "name": name}
         for key, numbers in (("per_second", [v * case.units for v in values]), ("ours_is", ratios)):
             row |= {key: statistics.median(numbers), f"{key}_min": min(numbers), f"{key}_max": max(numbers)}
-        yield row
+        yield row | case.further.get(name, {})
 
 
 def percentiles(seconds: list[float]) -> Row:
