@@ -300,49 +300,37 @@ RESNET_MIN_TARGET void transform_output(const TilesOut& t, const float* from, in
 
 // ---- pooling ----
 
-// The largest of `count` pixels, channel by channel; NaN where one is.
-RESNET_MIN_TARGET void max_pool(const float* const* pixels, int64_t count, float* to, int64_t channels) {
-  int64_t c = 0;
-  for (; c + kLanes <= channels; c += kLanes) {
-    V most = load(pixels[0] + c);
-    for (int64_t i = 1; i < count; ++i) {
-      const V value = load(pixels[i] + c);
-      most = (value > most) | (value != value) ? value : most;
+// The largest and the mean of rows × columns pixels, the rows `row` apart, channel by channel; NaN where one is.
+RESNET_MIN_TARGET void max_pool(const float* from, int64_t rows, int64_t columns, int64_t row, int64_t channels,
+                                float* to) {
+  for (int64_t c = 0; c < channels; c += kLanes) {
+    const int64_t there = std::min<int64_t>(channels - c, kLanes);
+    V most = load_some(from + c, there);
+    for (int64_t i = 0; i < rows; ++i) {
+      for (int64_t j = 0; j < columns; ++j) {
+        const float* pixel = from + i * row + j * channels + c;
+        const V value = there == kLanes ? load(pixel) : load_some(pixel, there);
+        most = (value > most) | (value != value) ? value : most;
+      }
     }
-    store(most, to + c);
-  }
-  for (; c < channels; ++c) {
-    float most = pixels[0][c];
-    for (int64_t i = 1; i < count; ++i) {
-      const float value = pixels[i][c];
-      if (value > most || value != value) most = value;
-    }
-    to[c] = most;
+    store_some(most, to + c, there);
   }
 }
 
-// The mean over a map of rows × columns pixels, its rows `row` apart, channel by channel.
 RESNET_MIN_TARGET void mean_pool(const float* from, int64_t rows, int64_t columns, int64_t row, int64_t channels,
                                  float* to) {
-  const float pixels = static_cast<float>(rows * columns);
-  int64_t c = 0;
-  for (; c + kLanes <= channels; c += kLanes) {
+  for (int64_t c = 0; c < channels; c += kLanes) {
+    const int64_t there = std::min<int64_t>(channels - c, kLanes);
     V total = {};
     for (int64_t i = 0; i < rows; ++i) {
       V sum = {};
-      for (int64_t j = 0; j < columns; ++j) sum += load(from + i * row + j * channels + c);
+      for (int64_t j = 0; j < columns; ++j) {
+        const float* pixel = from + i * row + j * channels + c;
+        sum += there == kLanes ? load(pixel) : load_some(pixel, there);
+      }
       total += sum;
     }
-    store(total / pixels, to + c);
-  }
-  for (; c < channels; ++c) {
-    float total = 0;
-    for (int64_t i = 0; i < rows; ++i) {
-      float sum = 0;
-      for (int64_t j = 0; j < columns; ++j) sum += from[i * row + j * channels + c];
-      total += sum;
-    }
-    to[c] = total / pixels;
+    store_some(total / static_cast<float>(rows * columns), to + c, there);
   }
 }
 

@@ -58,7 +58,8 @@ struct Loops {
   // F(2×2, 3×3), F(4×4, 3×3)
   void (*input[2])(const Place* places, int64_t count, int64_t row, int64_t channels, float* to, int64_t stride);
   void (*output[2])(const TilesOut&, const float* from, int64_t stride, int64_t panel);
-  void (*max_pool)(const float* const* pixels, int64_t count, float* to, int64_t channels);
+  // Over rows × columns pixels, the rows `row` apart.
+  void (*max_pool)(const float* from, int64_t rows, int64_t columns, int64_t row, int64_t channels, float* to);
   void (*mean_pool)(const float* from, int64_t rows, int64_t columns, int64_t row, int64_t channels, float* to);
   float (*multiply_adds)(int64_t rounds, float factor);
 };
@@ -220,7 +221,6 @@ class Worker {
   void pool(const Step& step, int64_t first_image, int64_t first, int64_t count) const {
     const Map &in = step.in, &out = step.out;
     const int64_t each = static_cast<int64_t>(step.units.size()), size = step.layer.size;
-    std::vector<const float*> pixels;
     for (int64_t i = first; i < first + count; ++i) {
       const float* from = of(in, first_image, i / each);
       float* to = of(out, first_image, i / each) + step.units[i % each].out;
@@ -230,13 +230,9 @@ class Worker {
       }
       const int64_t top = i % each / out.width * step.layer.stride - step.layer.padding;
       const int64_t left = i % each % out.width * step.layer.stride - step.layer.padding;
-      pixels.clear();
-      for (int64_t y = std::max<int64_t>(top, 0); y < std::min(top + size, in.height); ++y) {
-        for (int64_t x = std::max<int64_t>(left, 0); x < std::min(left + size, in.width); ++x) {
-          pixels.push_back(from + in.pixel(y, x));
-        }
-      }
-      loops().max_pool(pixels.data(), static_cast<int64_t>(pixels.size()), to, in.channels);
+      const int64_t y = std::max<int64_t>(top, 0), x = std::max<int64_t>(left, 0);
+      loops().max_pool(from + in.pixel(y, x), std::min(top + size, in.height) - y, std::min(left + size, in.width) - x,
+                       in.row(), in.channels, to);
     }
   }
 
@@ -256,7 +252,8 @@ class Counts {
     done_ = 0;
   }
 
-  // Calls `item(i)` for those of `items` that no other thread took, and waits until all are done.
+  // Calls `item(i)`, which must not throw, for those of `items` that no other thread took, and waits until all are
+  // done.
   template <typename Item>
   void share(int64_t thread, int64_t items, const Item& item) {
     const int64_t ranges = static_cast<int64_t>(taken_.size());
