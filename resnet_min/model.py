@@ -136,6 +136,7 @@ ARCH: dict[str, tuple[type[Block], tuple[int, ...], tuple[int, ...], str]] = {
     "resnet110": (BasicBlock, (18, 18, 18), (16, 32, 64), "pad"),
 }
 assert tuple(ARCH) == ARCHS
+MOST = 65_536  # blocks of a stage, channels, pixels of a stride
 
 
 class Classifier:
@@ -262,8 +263,10 @@ def resnet(
         raise UserError(
             f"blocks, widths and strides need one number a stage; got {len(blocks)}, {len(widths)} and {len(strides)}"
         )
-    if min(*blocks, *widths, *strides) < 1:
-        raise UserError(f"blocks, widths and strides must be positive; got {blocks}, {widths}, {strides}")
+    if min(*blocks, *widths, *strides) < 1 or max(*blocks, *widths, *strides) > MOST:
+        raise UserError(
+            f"blocks, widths and strides must be positive and at most {MOST:,}; got {blocks}, {widths}, {strides}"
+        )
     if shortcut == "pad" and list(widths) != sorted(widths):
         raise UserError(f"{arch}'s zero-padded shortcuts cannot drop channels; got widths {widths}")
     return ResNet(
