@@ -3,6 +3,8 @@
 import sys
 from collections.abc import Callable
 
+from .files import printable
+
 
 class UserError(ValueError):
     """Something the caller can put right. The message is one line: what was got, what was wanted, what to do."""
@@ -14,10 +16,13 @@ def run_script(main: Callable[[], None]) -> None:
     0 when it returns; 2 and one line on stderr for a `UserError` or an operating-system error (a full disk, a read-only
     folder); 130 for Ctrl-C. Any other exception is a bug of ours and keeps its traceback.
     """
+    sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no text
     try:
         main()
     except UserError as error:
         message = " ".join(str(error).split())
+    except MemoryError as error:
+        message = f"not enough memory: {error or 'see the sizes that were asked for'}"
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
@@ -28,5 +33,5 @@ def run_script(main: Callable[[], None]) -> None:
         message = f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
     else:
         return
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {printable(message)}", file=sys.stderr)
     sys.exit(2)

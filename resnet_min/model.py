@@ -5,6 +5,7 @@ Parameter names are torchvision's: with `stem="imagenet"` its weights load into 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -173,6 +174,8 @@ class Classifier:
 class ResNet(Classifier, nn.Module):
     """images [B, 3, H, W] -> logits [B, num_classes]. Stages are `layer1` … `layerN`; `fc` is the last layer.
 
+    `stride` is the pixels of a cell of the last stage's maps, in both directions.
+
     Convolutions have no bias; weights are drawn by kaiming_normal (fan out), as torchvision's are.
     """
 
@@ -200,6 +203,7 @@ class ResNet(Classifier, nn.Module):
         self.bn1, self.relu = nn.BatchNorm2d(channels), nn.ReLU()
         self.maxpool = nn.Identity() if stem == "cifar" else nn.MaxPool2d(3, stride=2, padding=1)
         self.stages = len(blocks)
+        self.stride = math.prod(strides) * {"imagenet": 4, "cifar": 1, "cifar-pool": 2}[stem]
         for stage, (count, width, stride) in enumerate(zip(blocks, widths, strides, strict=True), start=1):
             stack = []
             for index in range(count):
