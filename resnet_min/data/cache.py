@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ..errors import UserError
-from ..files import write_whole
+from ..files import sweep, write_whole
 
 FORMAT = 1  # of the cache: raise it when what is decoded changes, and old caches are rebuilt
 
@@ -46,6 +46,7 @@ def cached(
         print(f"warning: the cache {path} is not used, because others may write to it", file=sys.stderr)
     places = [place for place in places if place not in shared]
     for place in places:
+        sweep(place)
         content = None if place / file in shared else _read_cache(place / file, stamp, is_sound)
         if content is not None:
             return content

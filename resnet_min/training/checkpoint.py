@@ -8,6 +8,10 @@ A checkpoint is a dict of tensors and plain values, loadable with `torch.load(â€
     classes    class names                                   mean, std  of the normalisation, units of 1
     versions   python, torch, numpy and ours                 digest   of all this, by `save`
 
+One that was saved within an epoch also has what its steps gave so far (`loop.Progress`), and `step` counts these:
+
+    progress   losses [steps taken], figures: their sum over the images seen, seen, seconds
+
 What is read may be damaged, or a stranger's: validate.py says what is refused, and how large anything may be.
 """
 
@@ -34,9 +38,18 @@ KEYS = tuple(validate.FORM)
 
 
 def snapshot(
-    model: nn.Module, optimizer: torch.optim.Optimizer, config: Config, classes: tuple[str, ...], epoch: int, step: int
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    config: Config,
+    classes: tuple[str, ...],
+    epoch: int,
+    step: int,
+    progress: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The checkpoint of a run that has completed `epoch` epochs and `step` steps. `config` carries mean and std."""
+    """The checkpoint of a run that has completed `epoch` epochs and `step` steps. `config` carries mean and std.
+
+    progress: where it is within an epoch, what that has given so far (`loop.Progress.saved`).
+    """
     rng = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         rng["cuda"] = torch.cuda.get_rng_state()
@@ -60,6 +73,7 @@ def snapshot(
             "numpy": np.__version__,
             "resnet_min": __version__,
         },
+        **({} if progress is None else {"progress": progress}),
     }
 
 

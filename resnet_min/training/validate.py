@@ -208,6 +208,14 @@ def is_generators(value: Any) -> bool:
     return states and "cpu" in value
 
 
+def is_progress(value: Any) -> bool:
+    if not isinstance(value, dict) or not value.keys() >= {"losses", "figures", "seen", "seconds"}:
+        return False
+    losses = value["losses"]
+    series = isinstance(losses, Tensor) and losses.dtype == torch.float32 and losses.dim() == 1
+    return series and is_count(value["seen"]) and is_number(value["figures"]) and is_number(value["seconds"])
+
+
 COUNT = Kind(is_count, "a whole number of at least 0")
 COLOURS = Kind(lambda value: is_sequence(value, is_number) and len(value) == 3, "three numbers")
 FORM = {
@@ -226,6 +234,7 @@ FORM = {
     "std": COLOURS,
     "versions": Kind(lambda value: is_by_name(value, lambda part: isinstance(part, str)), "texts by name"),
 }
+OPTIONAL = {"progress": Kind(is_progress, "losses, figures, seen, seconds")}
 
 
 def check_form(content: dict[str, Any], path: str | Path) -> None:
@@ -233,8 +242,8 @@ def check_form(content: dict[str, Any], path: str | Path) -> None:
 
     Further entries are left alone: a later version may write them.
     """
-    for key, kind in FORM.items():
-        if not kind.fits(content[key]):
+    for key, kind in (FORM | OPTIONAL).items():
+        if key in content and not kind.fits(content[key]):
             raise UserError(
                 f"{path} is not a sound checkpoint: its {key} is {said(content[key])}; wanted {kind.wanted}"
             )
