@@ -14,6 +14,11 @@ never selects: without a validation split the result is the last epoch's.
 
 from __future__ import annotations
 
+from resnet_min.errors import UserError, leave_on_interrupt, run_script
+
+if __name__ == "__main__":
+    leave_on_interrupt()
+
 import argparse
 import dataclasses
 import os
@@ -24,7 +29,6 @@ from typing import TYPE_CHECKING, Any
 
 from resnet_min import recipes
 from resnet_min.config import Config, flag
-from resnet_min.errors import UserError, run_script
 from resnet_min.tasks import TASKS
 
 if TYPE_CHECKING:

@@ -17,6 +17,11 @@ said of a run ("other work beside") a person adds to a line of its record's envi
 
 from __future__ import annotations
 
+from resnet_min.errors import UserError, leave_on_interrupt, run_script
+
+if __name__ == "__main__":
+    leave_on_interrupt()
+
 import argparse
 import fnmatch
 import functools
@@ -29,7 +34,6 @@ from pathlib import Path
 import train
 from resnet_min import recipes, tasks
 from resnet_min.config import flag, shown
-from resnet_min.errors import UserError, run_script
 from resnet_min.files import write_whole
 from resnet_min.runs import tables
 from resnet_min.tasks.options import TaskConfig

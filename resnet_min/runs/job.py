@@ -21,7 +21,7 @@ from ..tasks.task import Batches, Dataset, Task
 from ..training import checkpoint, transfer
 from ..training.hardware import Hardware
 from ..training.optimizer import learning_rate
-from .folder import lacks_curves
+from .folder import held, lacks_curves
 
 
 def configure(flags: Mapping[str, Any], recipe_name: str | None) -> TaskConfig:
@@ -69,7 +69,10 @@ def reopen(resume: str, flags: Mapping[str, Any]) -> tuple[TaskConfig, Path]:
     saved = checkpoint.load(path)
     config = dataclasses.replace(tasks.read_config(saved["config"]), **flags)
     if saved["epoch"] >= config.epochs and not lacks_curves(path.parent, saved["epoch"]):
-        raise UserError(f"{path} has already finished its {saved['epoch']} epochs; pass a larger --epochs to continue")
+        with held(path.parent):  # what a kill left goes
+            raise UserError(
+                f"{path} has already finished its {saved['epoch']} epochs; pass a larger --epochs to continue"
+            )
     return config, path
 
 
