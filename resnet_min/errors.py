@@ -8,6 +8,8 @@ import sys
 import time
 from collections.abc import Callable
 
+from .files import printable
+
 
 class UserError(ValueError):
     """Something the caller can put right. The message is one line: what was got, what was wanted, what to do."""
@@ -34,10 +36,13 @@ def run_script(main: Callable[[], None]) -> None:
     process at once. Any other exception is a bug of ours and keeps its traceback.
     """
     received = _raise_signals()
+    sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no text
     try:
         main()
     except UserError as error:
         message, code = f"error: {' '.join(str(error).split())}", 2
+    except MemoryError as error:
+        message, code = f"error: not enough memory: {error or 'see the sizes that were asked for'}", 2
     except BrokenPipeError:  # the reader of our output left, as in `eval.py | head`
         sys.stderr.close()
         sys.exit(141)
@@ -53,7 +58,7 @@ def run_script(main: Callable[[], None]) -> None:
         message, code = said or ("terminated" if kind is Terminated else "interrupted"), EXIT_CODES[kind]
     else:
         return
-    print(message, file=sys.stderr)
+    print(printable(message), file=sys.stderr)
     sys.exit(code)
 
 

@@ -185,7 +185,8 @@ def test_dry_run_says_what_would_happen_and_leaves_nothing(folder, capsys):
         (["--batch-size", "99"], "--batch-size 99 is larger than the data"),
         (["--arch", "resnet18", "--batch-size", "11", "--stem", "imagenet"], "choose another size"),  # 34 images, 16x16
         (["--data", "nowhere"], "nowhere"),
-        (["--lr", "nan"], "--lr must be positive"),
+        (["--lr", "nan"], "--lr is a finite number; got nan"),
+        (["--lr", "0"], "--lr must be positive"),
         (["--milestones", "8", "4"], "must be positive and increasing"),
         (["--milestones", "200"], "--milestones 200 is never reached: the schedule ends after 164 epochs"),
         (

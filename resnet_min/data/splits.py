@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from .cache import cached
-from .decode import decode
+from .decode import decode, is_sound
 from .sources import NEEDED, Source, find
 
 
@@ -126,7 +127,9 @@ def _content(source: Source, size: int, cache_dir: str | os.PathLike | None) -> 
     """The decoded data set, from the cache where it is, or decoded and put there."""
     if source.folder is None:
         return decode(source, size)
-    return cached(f"{source.name}-{size}", source.folder, source.stamp, lambda: decode(source, size), cache_dir)
+    name = f"{source.name}-{size}"
+    sound = partial(is_sound, size=size)
+    return cached(name, source.folder, source.stamp, lambda: decode(source, size), sound, cache_dir)
 
 
 def stratified(labels: np.ndarray, held: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

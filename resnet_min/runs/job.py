@@ -16,6 +16,7 @@ from ..config import Config, flag, shown
 from ..data.sources import resolve_auto
 from ..errors import UserError
 from ..model import backbone_of, count_macs, count_parameters
+from ..tasks import trained
 from ..tasks.options import TaskConfig
 from ..tasks.task import Batches, Dataset, Task
 from ..training import checkpoint, transfer
@@ -67,7 +68,7 @@ def reopen(resume: str, flags: Mapping[str, Any]) -> tuple[TaskConfig, Path]:
         raise UserError(f"--resume takes every option but --epochs from the run; remove {', '.join(wrong)}")
     path = checkpoint.find(resume)
     saved = checkpoint.load(path)
-    config = dataclasses.replace(tasks.read_config(saved["config"]), **flags)
+    config = dataclasses.replace(trained.options_of(saved, path), **flags)
     if saved["epoch"] >= config.epochs and not lacks_curves(path.parent, saved["epoch"]):
         with held(path.parent):  # what a kill left goes
             raise UserError(

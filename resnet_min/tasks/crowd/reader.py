@@ -114,7 +114,8 @@ def load(
     there = [name for name in NEEDED if name in needed or (root / f"{name}_data").is_dir()]
     found = {name: _pairs(root, name) for name in there}
     entries = ((f"{name}/", entry) for name, pairs in found.items() for pair in pairs for entry in pair)
-    content = cached(f"{root.name}-native", root, stamp_of(entries), lambda: _decode(root.name, found), cache_dir)
+    name, stamp = f"{root.name}-native", stamp_of(entries)
+    content = cached(name, root, stamp, lambda: _decode(root.name, found), is_sound, cache_dir)
 
     splits = {name: Split(part["images"], part["labels"], part["names"]) for name, part in content["splits"].items()}
     train, val, mean, std = splits.get("train"), None, None, None
@@ -185,6 +186,27 @@ def _decode(name: str, found: dict[str, list[tuple[os.DirEntry, os.DirEntry]]]) 
     finally:
         pool.shutdown(cancel_futures=True)
     return content
+
+
+def is_sound(content: dict[str, Any]) -> bool:
+    """Whether a cache's content is what `_decode` makes: dtypes, shapes and ranges."""
+    for part in content["splits"].values():
+        images, points, sums, names = part["images"], part["labels"], part["sums"], part["names"]
+        if not 0 < len(images) == len(points) == len(names) == len(sums) or sums.shape[1:] != (2, 3):
+            return False
+        if sums.dtype != torch.int64 or sums.min() < 0 or not all(isinstance(name, str) for name in names):
+            return False
+        for image, heads, (total, squares) in zip(images, points, sums, strict=True):
+            if image.dtype != torch.uint8 or image.dim() != 3 or image.shape[2] != 3 or not image.numel():
+                return False
+            if heads.dtype != torch.float32 or heads.dim() != 2 or heads.shape[1] != 2:
+                return False
+            pixels, limits = image.shape[0] * image.shape[1], torch.tensor(image.shape[1::-1])
+            if total.max() > 255 * pixels or squares.max() > 255**2 * pixels:
+                return False
+            if not ((heads >= 0) & (heads <= limits)).all():  # NaN is not
+                return False
+    return "test" in content["splits"]
 
 
 def read_points(file: str | os.PathLike, size: tuple[int, int]) -> np.ndarray:
