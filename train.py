@@ -6,6 +6,7 @@
     python train.py --arch resnet18 --plain                  without shortcuts
     python train.py --data FOLDER --arch resnet20 --epochs 6 --schedule onecycle --lr 0.2 --nesterov --wd 5e-4
     python train.py --resume runs/resnet20-digits-1          continue an interrupted run (bit-exact on a CPU)
+    torchrun --nproc-per-node 2 train.py --recipe digits     with several processes, see docs/several-machines.md
 
 A run writes a folder: config.json, environment.jsonl (versions and hardware, one line per start), metrics.jsonl (one
 per epoch), steps.jsonl (one per step), last.pt, best.pt where there is a validation split, curves.png. The test set
@@ -16,15 +17,17 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from resnet_min import recipes
 from resnet_min.config import Config, flag
 from resnet_min.errors import UserError, run_script
 from resnet_min.tasks import TASKS
+
+if TYPE_CHECKING:
+    from resnet_min.training.distributed import World
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -55,7 +58,7 @@ def add_options(parser: argparse._ActionsContainer, options: list[dataclasses.Fi
         kind, default = item.metadata["type"], item.default
         about = "" if default in (None, ()) else f" (default: {default})"
         how: dict[str, Any] = {"help": item.metadata["help"] + about}
-        if isinstance(default, bool):
+        if kind is bool or isinstance(default, bool):
             how["action"] = argparse.BooleanOptionalAction
         else:
             how |= {"type": kind, "choices": item.metadata["choices"]}
@@ -68,12 +71,19 @@ def add_options(parser: argparse._ActionsContainer, options: list[dataclasses.Fi
 
 def main(argv: list[str] | None = None) -> None:
     flags = vars(get_parser().parse_args(argv))
-    recipe, out, resume = (flags.pop(name, None) for name in ("recipe", "out", "resume"))
-    overwrite, dry_run, list_recipes = (flags.pop(name, False) for name in ("overwrite", "dry_run", "list_recipes"))
-    if list_recipes:
+    if flags.pop("list_recipes", False):
         return print(recipes.describe())
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("training with several processes is not supported yet: run python train.py without torchrun")
+
+    from resnet_min.training import distributed
+
+    with distributed.joined() as world:
+        train(world, flags)
+
+
+def train(world: World, flags: dict[str, Any]) -> None:
+    """Train as one of the processes of `world`, of which the first alone writes and prints."""
+    recipe, out, resume = (flags.pop(name, None) for name in ("recipe", "out", "resume"))
+    overwrite, dry_run = (flags.pop(name, False) for name in ("overwrite", "dry_run"))
 
     from tqdm import tqdm
 
@@ -96,7 +106,7 @@ def main(argv: list[str] | None = None) -> None:
     else:
         beside = {"recipe": recipe, "out": out, "overwrite": overwrite}
         config, saved_at = reopen(resume, {**flags, **{name: value for name, value in beside.items() if value}})
-    where = hardware.set_up(config)
+    where = hardware.set_up(config, world)
     job = prepare(config, where)
     config, task, net, steps = job.config, job.task, job.net, job.steps
     figure = config.figure
@@ -113,7 +123,7 @@ def main(argv: list[str] | None = None) -> None:
             skipped = transfer.load_pretrained(net, config.pretrained, config.arch)
             print(f"weights: {config.pretrained}" + (f", except {', '.join(skipped)}" if skipped else ""))
         optimizer, done = make_optimizer(config, net), 0
-        run = Run.create(out, overwrite, config, started, job.dataset.name)
+        run = Run.create(out, overwrite, config, started, job.dataset.name) if world.first else None
     else:
         saved = checkpoint.load(saved_at)
         done = saved["epoch"]
@@ -124,22 +134,26 @@ def main(argv: list[str] | None = None) -> None:
         transfer.freeze(net, config, done)
         optimizer = make_optimizer(config, net)
         checkpoint.restore(saved, net, optimizer, saved_at)
-        run = Run.reopen(saved_at.parent, config, started, done, saved["step"])
-    print(f"run: {run.folder}")
+        run = Run.reopen(saved_at.parent, config, started, done, saved["step"]) if world.first else None
+    if world.first:
+        print(f"run: {run.folder}")
 
     # Train
+    model = world.parallel(net, job.sync_bn)
     recorder = Recorder() if config.cuda_graph and where.device.type == "cuda" else None
     for epoch in range(done + 1, config.epochs + 1):
         if epoch - 1 == config.freeze_epochs:  # the second phase, with an optimizer that remembers nothing of the first
             transfer.freeze(net, config, epoch)
-            optimizer = make_optimizer(config, net)
+            optimizer, model = make_optimizer(config, net), world.parallel(net, job.sync_bn)
         first = (epoch - 1) * steps
         rates = [learning_rate(config, first + step, steps) for step in range(steps)]
         began = time.perf_counter()
         try:
-            with tqdm(total=steps, desc=f"epoch {epoch}", leave=False, disable=not sys.stderr.isatty()) as bar:
+            with tqdm(
+                total=steps, desc=f"epoch {epoch}", leave=False, disable=not (world.first and sys.stderr.isatty())
+            ) as bar:
                 losses, trained = train_one_epoch(
-                    net, job.batches.epoch(epoch), optimizer, rates, where, task.loss,
+                    model, job.batches.epoch(epoch), optimizer, rates, where, task.loss,
                     after_step=bar.update, recorder=recorder,
                 )  # fmt: skip
         except Diverged as error:
@@ -147,11 +161,14 @@ def main(argv: list[str] | None = None) -> None:
             raise UserError(f"epoch {epoch}: {error}; {kept}; try a lower --lr") from None
         seconds = time.perf_counter() - began
 
+        world.settle(net)
         row = {"epoch": epoch, "step": first + steps, "lr": rates[-1]}
         row |= {"train_loss": losses.double().mean().item(), f"train_{figure.key}": trained}
         for name, batches in job.held_out.items():
             if name == job.watched or epoch == config.epochs:
                 row |= {f"{name}_{key}": value for key, value in task.judge(net, batches.ordered(), where).items()}
+        if not world.first:
+            continue
         row |= {"seconds": seconds, "images_per_second": len(job.dataset.splits["train"]) / seconds}
         trace = zip(range(first + 1, first + steps + 1), rates, losses.tolist(), strict=True)
         run.log(row, [{"step": step, "lr": rate, "loss": loss} for step, rate, loss in trace])
@@ -169,6 +186,8 @@ def main(argv: list[str] | None = None) -> None:
         )
 
     # The result
+    if not world.first:
+        return
     rows = run.rows
     figures.curves({run.folder.name: rows}, run.folder / "curves.png", figure)
     print(f"result: test {figure.words(rows[-1], 'test')} (epoch {rows[-1]['epoch']}, the last)")

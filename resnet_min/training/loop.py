@@ -30,40 +30,43 @@ def train_one_epoch(
 ) -> tuple[Tensor, float]:
     """Train on each of `batches` (images [B,3,H,W], targets) once, step i at learning rate `rates[i]`.
 
+    model: of several processes what `where.world.parallel` made of it, and then `batches` are this process' shards.
     loss_of: (outputs in float32, targets) -> (loss, a figure of each image [B]).
     recorder: takes the steps as a CUDA graph; one for all epochs.
 
-    Returns (loss of every step [steps] on the CPU, mean figure of the outputs that the steps were taken from).
+    Returns (loss of every step, of the whole batch, float64 [steps] on the CPU; mean figure of the outputs that the
+    steps were taken from).
     Raises Diverged, naming the step of this epoch and its rate, at a loss that is NaN or infinite: on a CPU before that
     step is taken, on a GPU within 50 steps (it is asked rarely, so as not to wait for it).
     """
 
-    def step(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def step(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         with where.autocast():
             outputs = model(images)
-        loss, figure = loss_of(outputs.float(), targets)
-        if where.device.type != "cpu" or math.isfinite(loss.item()):
+        outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+        loss, of_batch, figure, count = where.world.reduce(*loss_of(outputs, targets))
+        if where.device.type != "cpu" or math.isfinite(of_batch.item()):
             loss.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        return loss.detach(), figure.sum()
+        return of_batch, figure, count
 
     model.train()
-    losses = torch.zeros(len(rates), device=where.device)
+    losses = torch.zeros(len(rates), dtype=torch.float64, device=where.device)
     figures, seen, checked = torch.zeros((), dtype=torch.float64, device=where.device), 0, 0
     for number, ((images, targets), rate) in enumerate(zip(batches, rates, strict=True), start=1):
         set_rate(optimizer, rate)
         if recorder is None:
-            loss, figure = step(images, targets)
+            loss, figure, count = step(images, targets)
         else:
-            loss, figure = recorder.take(step, images, targets, optimizer)
+            loss, figure, count = recorder.take(step, images, targets, optimizer)
         losses[number - 1] = loss
         figures += figure
-        seen += len(images)
+        seen = seen + count
         if where.device.type == "cpu" or number % 50 == 0 or number == len(rates):
             for at, value in enumerate(losses[checked:number].tolist(), start=checked):
                 if not math.isfinite(value):
                     raise Diverged(f"the loss is {value} at step {at + 1} of {len(rates)}, learning rate {rates[at]:g}")
             checked = number
         after_step()
-    return losses.cpu(), figures.item() / seen
+    return losses.cpu(), (figures / seen).item()
