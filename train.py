@@ -145,12 +145,15 @@ def train(job: Job, folder: Path, overwrite: bool, saved_at: Path | None, pace: 
         run = Run.create(folder, overwrite, config, started) if world.first else None
     else:
         saved = checkpoint.load(saved_at)
-        done, progress = saved["epoch"], Progress.at(saved.get("progress"), steps, where.device)
-        if tuple(saved["classes"]) != job.dataset.classes or saved["step"] != done * steps + progress.taken:
+        done, within = saved["epoch"], saved.get("progress")
+        taken = len(within["losses"]) if within else 0
+        of_steps = taken <= steps and saved["step"] == done * steps + taken
+        if tuple(saved["classes"]) != job.dataset.classes or not of_steps:
             raise UserError(
                 f"{config.data} is not the data that {saved_at} was trained on: its classes or sizes differ"
             )
-        transfer.freeze(net, config, done + (progress.taken > 0))
+        progress = Progress.at(within, steps, where.device)
+        transfer.freeze(net, config, done + (taken > 0))
         optimizer = make_optimizer(config, net)
         checkpoint.restore(saved, net, optimizer, saved_at)
         run = Run.reopen(folder, config, started, done, done * steps) if world.first else None

@@ -104,10 +104,12 @@ def rows(path):
     return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_second")} for line in lines]
 
 
-def assert_same_run(one, two):
+def assert_same_run(one, two, name="last.pt"):
+    """Logs and the checkpoint of that name are equal, to the bit."""
     assert rows(one) == rows(two)
     assert Path(one, "steps.jsonl").read_text() == Path(two, "steps.jsonl").read_text()
-    first, second = checkpoint.load(one), checkpoint.load(two)
+    first, second = checkpoint.load(Path(one, name)), checkpoint.load(Path(two, name))
+    assert first["epoch"] == second["epoch"] and first["step"] == second["step"]
     for name, tensor in first["model"].items():
         assert torch.equal(tensor, second["model"][name]), name
     for one_state, two_state in zip(
