@@ -6,6 +6,7 @@
     python train.py --arch resnet18 --plain                  without shortcuts
     python train.py --data FOLDER --arch resnet20 --epochs 6 --schedule onecycle --lr 0.2 --nesterov --wd 5e-4
     python train.py --resume runs/resnet20-digits-1          continue an interrupted run (bit-exact on a CPU)
+    torchrun --nproc-per-node 2 train.py --recipe digits     with several processes, see docs/several-machines.md
 
 A run writes a folder: config.json, environment.jsonl (versions and hardware, one line per start), metrics.jsonl (one
 per epoch), steps.jsonl (one per step), last.pt, best.pt where there is a validation split, curves.png. The test set
@@ -14,9 +15,14 @@ never selects: without a validation split the result is the last epoch's.
 
 from __future__ import annotations
 
+from resnet_min.errors import UserError, leave_on_interrupt, run_script
+
+if __name__ == "__main__":
+    leave_on_interrupt()
+
 import argparse
+import contextlib
 import dataclasses
-import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -24,12 +30,12 @@ from typing import TYPE_CHECKING, Any
 
 from resnet_min import recipes
 from resnet_min.config import Config, flag
-from resnet_min.errors import UserError, run_script
 from resnet_min.tasks import TASKS
 
 if TYPE_CHECKING:
     from resnet_min.runs.job import Job
     from resnet_min.runs.pace import Pace
+    from resnet_min.training.distributed import World
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -60,7 +66,7 @@ def add_options(parser: argparse._ActionsContainer, options: list[dataclasses.Fi
         kind, default = item.metadata["type"], item.default
         about = "" if default in (None, ()) else f" (default: {default})"
         how: dict[str, Any] = {"help": item.metadata["help"] + about}
-        if isinstance(default, bool):
+        if kind is bool or isinstance(default, bool):
             how["action"] = argparse.BooleanOptionalAction
         else:
             how |= {"type": kind, "choices": item.metadata["choices"]}
@@ -73,12 +79,19 @@ def add_options(parser: argparse._ActionsContainer, options: list[dataclasses.Fi
 
 def main(argv: list[str] | None = None) -> None:
     flags = vars(get_parser().parse_args(argv))
-    recipe, out, resume = (flags.pop(name, None) for name in ("recipe", "out", "resume"))
-    overwrite, dry_run, list_recipes = (flags.pop(name, False) for name in ("overwrite", "dry_run", "list_recipes"))
-    if list_recipes:
+    if flags.pop("list_recipes", False):
         return print(recipes.describe())
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("training with several processes is not supported yet: run python train.py without torchrun")
+
+    from resnet_min.training import distributed
+
+    with distributed.joined() as world:
+        begin(world, flags)
+
+
+def begin(world: World, flags: dict[str, Any]) -> None:
+    """Train what the flags say, as one of the processes of `world`, of which the first alone writes and prints."""
+    recipe, out, resume = (flags.pop(name, None) for name in ("recipe", "out", "resume"))
+    overwrite, dry_run = (flags.pop(name, False) for name in ("overwrite", "dry_run"))
 
     from resnet_min.runs.folder import held, new_folder
     from resnet_min.runs.job import announce, check_milestones, configure, describe_recipe, plan, prepare, reopen
@@ -93,7 +106,7 @@ def main(argv: list[str] | None = None) -> None:
     else:
         beside = {"recipe": recipe, "out": out, "overwrite": overwrite}
         config, saved_at = reopen(resume, {**flags, **{name: value for name, value in beside.items() if value}})
-    where = hardware.set_up(config)
+    where = hardware.set_up(config, world)
     job = prepare(config, where)
     print(*announce(job), sep="\n")
     if "milestones" in flags:
@@ -103,8 +116,8 @@ def main(argv: list[str] | None = None) -> None:
     if saved_at is None and config.pretrained != "none":
         skipped = transfer.load_pretrained(job.net, config.pretrained, config.arch)
         print(f"weights: {config.pretrained}" + (f", except {', '.join(skipped)}" if skipped else ""))
-    folder = new_folder(out, config, job.dataset.name) if saved_at is None else saved_at.parent
-    with held(folder), Pace(config.save_every) as pace:
+    folder = saved_at.parent if saved_at else world.shared(lambda: new_folder(out, config, job.dataset.name))
+    with held(folder) if world.first else contextlib.nullcontext(), Pace(config.save_every, world) as pace:
         train(job, folder, overwrite, saved_at, pace)
 
 
@@ -124,52 +137,59 @@ def train(job: Job, folder: Path, overwrite: bool, saved_at: Path | None, pace: 
 
     # A new run, or the one that goes on
     config, task, net, steps, where = job.config, job.task, job.net, job.steps, job.where
-    figure = config.figure
+    figure, world = config.figure, where.world
     last, curves = folder / "last.pt", folder / "curves.png"
     started = environment(where, config.data)
     if saved_at is None:
         optimizer, done, progress = make_optimizer(config, net), 0, Progress.at(None, steps, where.device)
-        run = Run.create(folder, overwrite, config, started)
+        run = Run.create(folder, overwrite, config, started) if world.first else None
     else:
         saved = checkpoint.load(saved_at)
-        done, progress = saved["epoch"], Progress.at(saved.get("progress"), steps, where.device)
-        if tuple(saved["classes"]) != job.dataset.classes or saved["step"] != done * steps + progress.taken:
+        done, within = saved["epoch"], saved.get("progress")
+        taken = len(within["losses"]) if within else 0
+        of_steps = taken <= steps and saved["step"] == done * steps + taken
+        if tuple(saved["classes"]) != job.dataset.classes or not of_steps:
             raise UserError(
                 f"{config.data} is not the data that {saved_at} was trained on: its classes or sizes differ"
             )
-        transfer.freeze(net, config, done + (progress.taken > 0))
+        progress = Progress.at(within, steps, where.device)
+        transfer.freeze(net, config, done + (taken > 0))
         optimizer = make_optimizer(config, net)
         checkpoint.restore(saved, net, optimizer, saved_at)
-        run = Run.reopen(folder, config, started, done, done * steps)
+        run = Run.reopen(folder, config, started, done, done * steps) if world.first else None
     print(f"run: {folder}")
 
     def keep_best(content: dict[str, Any]) -> None:
         """Where the last epoch is the best by validation."""
-        rows = run.rows if job.watched == "val" else []
+        rows = run.rows if world.first and job.watched == "val" else []
         if rows and figure.best(rows, key=lambda row: figure.of(row, "val")) is rows[-1]:
             checkpoint.save(folder / "best.pt", content)
 
     def keep_within_epoch() -> None:
         at = (epoch - 1, first + progress.taken, progress.saved())
-        checkpoint.save(last, checkpoint.snapshot(net, optimizer, config, job.dataset.classes, *at))
+        if world.first:
+            checkpoint.save(last, checkpoint.snapshot(net, optimizer, config, job.dataset.classes, *at))
 
     if saved_at is not None and not progress.taken:  # it may have been killed just before
         keep_best(saved)
 
     # Train
+    model = world.parallel(net, job.sync_bn)
     recorder = Recorder() if config.cuda_graph and where.device.type == "cuda" else None
     for epoch in range(done + 1, config.epochs + 1):
+        if epoch > done + 1:
+            progress = Progress.at(None, steps, where.device)
         # the second phase, with an optimizer that remembers nothing of the first
         if epoch - 1 == config.freeze_epochs and not progress.taken:
             transfer.freeze(net, config, epoch)
-            optimizer = make_optimizer(config, net)
+            optimizer, model = make_optimizer(config, net), world.parallel(net, job.sync_bn)
         first = (epoch - 1) * steps
         rates = [learning_rate(config, first + step, steps) for step in range(steps)]
-        bar = {"desc": f"epoch {epoch}", "total": steps, "leave": False, "disable": not sys.stderr.isatty()}
+        hidden = not (world.first and sys.stderr.isatty())
         try:
-            with tqdm(job.batches.epoch(epoch), **bar) as batches:
+            with tqdm(job.batches.epoch(epoch), f"epoch {epoch}", steps, leave=False, disable=hidden) as batches:
                 losses, trained = train_one_epoch(
-                    net, batches, optimizer, rates, where, task.loss,
+                    model, batches, optimizer, rates, where, task.loss,
                     after_step=partial(pace.ask, keep_within_epoch), recorder=recorder, progress=progress,
                 )  # fmt: skip
         except Diverged as error:
@@ -179,12 +199,15 @@ def train(job: Job, folder: Path, overwrite: bool, saved_at: Path | None, pace: 
             raise UserError(f"epoch {epoch}: {error}; {kept}; try a lower --lr") from None
 
         seconds = progress.seconds
+        world.settle(net)
         row = {"epoch": epoch, "step": first + steps, "lr": rates[-1]}
         row |= {"train_loss": losses.double().mean().item(), f"train_{figure.key}": trained}
         for name, batches in job.held_out.items():
             if name == job.watched or epoch == config.epochs:
                 images = pace.asked(batches.ordered(), keep_within_epoch)
                 row |= {f"{name}_{key}": value for key, value in task.judge(net, images, where).items()}
+        if not world.first:
+            continue
         row |= {"seconds": seconds, "images_per_second": len(job.dataset.splits["train"]) / seconds}
         trace = zip(range(first + 1, first + steps + 1), rates, losses.tolist(), strict=True)
         run.log(row, [{"step": step, "lr": rate, "loss": loss} for step, rate, loss in trace])
@@ -193,7 +216,6 @@ def train(job: Job, folder: Path, overwrite: bool, saved_at: Path | None, pace: 
         checkpoint.save(last, content)
         keep_best(content)
         pace.saved()
-        progress = Progress.at(None, steps, where.device)
         values = {name: value for name in ("train", "val", "test") if (value := figure.of(row, name)) is not None}
         print(
             f"epoch {epoch}/{config.epochs}  lr {rates[-1]:.5f}  loss {row['train_loss']:.4f}  {figure.title}: "
@@ -203,6 +225,8 @@ def train(job: Job, folder: Path, overwrite: bool, saved_at: Path | None, pace: 
         )
 
     # The result
+    if not world.first:
+        return
     rows = run.rows
     figures.curves({folder.name: rows}, curves, figure)
     print(f"result: test {figure.words(rows[-1], 'test')} (epoch {rows[-1]['epoch']}, the last)")

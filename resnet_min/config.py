@@ -93,6 +93,10 @@ class Config:
         "auto", "auto; extension: fail if not built; reference: plain PyTorch",
         choices=("auto", "extension", "reference"),
     )  # fmt: skip
+    sync_bn: bool | None = option(
+        None, "of several processes: normalise by the whole batch, not by each one's shard (default: yes on CPUs, and "
+        "where a shard is less than 32 images)", type=bool,
+    )  # fmt: skip
     deterministic: bool = option(False, "on a GPU, use only bit-reproducible algorithms")
     save_every: float | None = option(
         None, "minutes between checkpoints within an epoch (default: only after each epoch)", type=float

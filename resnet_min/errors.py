@@ -22,6 +22,12 @@ class Terminated(KeyboardInterrupt):
 EXIT_CODES = {KeyboardInterrupt: 130, Terminated: 143}
 
 
+def leave_on_interrupt() -> None:
+    """Have Ctrl-C end the process without a traceback while a script's modules are imported, before `run_script`."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # otherwise it is ignored, as under nohup
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
+
 def run_script(main: Callable[[], None]) -> None:
     """Run a script's `main` and leave the process with its exit code.
 
@@ -71,6 +77,6 @@ def _raise_signals() -> list[type[KeyboardInterrupt]]:
             os._exit(130)
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):
+        if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, raise_once)
     return received

@@ -38,6 +38,8 @@ def bn_add_relu(x: Tensor, bn: nn.Module, relu: nn.Module | None = None, residua
     """`relu(bn(x) + residual)`; in training by `ops.bn_add_relu`, where that does the same."""
     if kernels.bn_add_relu.stands_for(bn, relu, x, residual):
         return kernels.bn_add_relu.in_place_of(bn, relu, x, residual)
+    if isinstance(bn, kernels.sync_bn.SyncBatchNorm):
+        return bn(x, residual, relu is not None)
     out = bn(x)
     if residual is not None:
         out = out + residual

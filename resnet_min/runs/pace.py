@@ -8,7 +8,10 @@ from collections.abc import Callable, Iterable, Iterator
 from time import monotonic
 from typing import TypeVar
 
+import torch
+
 from ..errors import Terminated
+from ..training.distributed import World
 
 T = TypeVar("T")
 
@@ -20,8 +23,8 @@ class Pace:
     for.
     """
 
-    def __init__(self, minutes: float | None) -> None:
-        self.minutes, self.last, self.terminated = minutes, monotonic(), False
+    def __init__(self, minutes: float | None, world: World) -> None:
+        self.minutes, self.world, self.last, self.terminated = minutes, world, monotonic(), False
 
     def __enter__(self) -> Pace:
         self.before = signal.getsignal(signal.SIGTERM)
@@ -37,11 +40,13 @@ class Pace:
         self.terminated = True
 
     def ask(self, save: Callable[[], object]) -> None:
-        """To be called between two steps."""
-        if self.terminated or (self.minutes is not None and monotonic() - self.last >= 60 * self.minutes):
+        """To be called between two steps: in every process of a world, which do it together."""
+        late = self.minutes is not None and monotonic() - self.last >= 60 * self.minutes
+        terminated, late = self.world.gather(torch.tensor([self.terminated, late])).any(0).tolist()
+        if terminated or late:
             save()
             self.saved()
-        if self.terminated:
+        if terminated:
             raise Terminated
 
     def saved(self) -> None:
@@ -49,7 +54,11 @@ class Pace:
         self.last = monotonic()
 
     def asked(self, batches: Iterable[T], save: Callable[[], object]) -> Iterator[T]:
-        """`batches` of an evaluation, which leaves the run as it is, with a question before each."""
+        """`batches` of an evaluation, which leaves the run as it is, with a question before each.
+
+        Processes that share an evaluation out have other numbers of batches, and do not ask within it.
+        """
         for batch in batches:
-            self.ask(save)
+            if self.world.size == 1:
+                self.ask(save)
             yield batch

@@ -26,10 +26,10 @@ class Diverged(UserError):
 class Progress:
     """What the steps of an epoch gave so far: with weights, optimizer and generators, all that it goes on from."""
 
-    losses: Tensor  # float32 [steps], of each step; 0 for those to come
+    losses: Tensor  # float64 [steps], of each step; 0 for those to come
     figures: Tensor  # float64 [], the sum of all images' figures
     taken: int = 0  # steps
-    seen: int = 0  # images
+    seen: Tensor | int = 0  # images
     seconds: float = 0.0
 
     @classmethod
@@ -38,7 +38,8 @@ class Progress:
 
         Raises UserError where it took more steps than these.
         """
-        self = cls(torch.zeros(steps, device=device), torch.zeros((), dtype=torch.float64, device=device))
+        losses, figures = (torch.zeros(size, dtype=torch.float64, device=device) for size in ((steps,), ()))
+        self = cls(losses, figures)
         if saved is not None:
             if len(saved["losses"]) > steps:
                 raise UserError(f"the checkpoint took {len(saved['losses'])} steps of an epoch that has {steps} here")
@@ -52,7 +53,7 @@ class Progress:
         losses = self.losses[: self.taken].cpu()
         if not losses.isfinite().all():
             raise Diverged("the loss is NaN or infinite within its last 50 steps")
-        return {"losses": losses, "figures": self.figures.item(), "seen": self.seen, "seconds": self.seconds}
+        return {"losses": losses, "figures": self.figures.item(), "seen": int(self.seen), "seconds": self.seconds}
 
 
 def train_one_epoch(
@@ -68,25 +69,28 @@ def train_one_epoch(
 ) -> tuple[Tensor, float]:
     """Train on each of `batches` (images [B,3,H,W], targets) once, step i at learning rate `rates[i]`.
 
+    model: of several processes what `where.world.parallel` made of it, and then `batches` are this process' shards.
     loss_of: (outputs in float32, targets) -> (loss, a figure of each image [B]).
     after_step: called between two steps, and after the last.
     recorder: takes the steps as a CUDA graph; one for all epochs.
     progress: the steps that were taken before, whose batches are passed over; every step is added to it.
 
-    Returns (loss of every step [steps] on the CPU, mean figure of the outputs that the steps were taken from).
+    Returns (loss of every step, of the whole batch, float64 [steps] on the CPU; mean figure of the outputs that the
+    steps were taken from).
     Raises Diverged, naming the step of this epoch and its rate, at a loss that is NaN or infinite: on a CPU before that
     step is taken, on a GPU within 50 steps (it is asked rarely, so as not to wait for it).
     """
 
-    def step(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def step(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         with where.autocast():
             outputs = model(images)
-        loss, figure = loss_of(outputs.float(), targets)
-        if where.device.type != "cpu" or math.isfinite(loss.item()):
+        outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+        loss, of_batch, figure, count = where.world.reduce(*loss_of(outputs, targets))
+        if where.device.type != "cpu" or math.isfinite(of_batch.item()):
             loss.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        return loss.detach(), figure.sum()
+        return of_batch, figure, count
 
     model.train()
     progress = progress or Progress.at(None, len(rates), where.device)
@@ -96,12 +100,12 @@ def train_one_epoch(
     for number, ((images, targets), rate) in enumerate(steps, start=progress.taken + 1):
         set_rate(optimizer, rate)
         if recorder is None:
-            loss, figure = step(images, targets)
+            loss, figure, count = step(images, targets)
         else:
-            loss, figure = recorder.take(step, images, targets, optimizer)
+            loss, figure, count = recorder.take(step, images, targets, optimizer)
         losses[number - 1] = loss
         progress.figures += figure
-        progress.seen += len(images)
+        progress.seen = progress.seen + count
         progress.taken = number
         if where.device.type == "cpu" or number % 50 == 0 or number == len(rates):
             for at, value in enumerate(losses[checked:number].tolist(), start=checked):
@@ -111,4 +115,4 @@ def train_one_epoch(
         progress.seconds += perf_counter() - began
         after_step()
         began = perf_counter()
-    return losses.cpu(), progress.figures.item() / progress.seen
+    return losses.cpu(), (progress.figures / progress.seen).item()

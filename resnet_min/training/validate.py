@@ -212,7 +212,7 @@ def is_progress(value: Any) -> bool:
     if not isinstance(value, dict) or not value.keys() >= {"losses", "figures", "seen", "seconds"}:
         return False
     losses = value["losses"]
-    series = isinstance(losses, Tensor) and losses.dtype == torch.float32 and losses.dim() == 1
+    series = isinstance(losses, Tensor) and losses.dtype == torch.float64 and losses.dim() == 1
     return series and is_count(value["seen"]) and is_number(value["figures"]) and is_number(value["seconds"])
 
 
