@@ -112,7 +112,8 @@ def training(draw):
         )  # fmt: skip
         flags += draw(one([], [], ["--freeze", "first-last", "--freeze-bn"], ["--freeze-children", "3"]))
     flags += some(
-        draw, ["--plain"], ["--stem", one("cifar", "imagenet", "cifar-pool")], ["--flip", SHARES], ["--seed", ints(-5, 5)],
+        draw, ["--plain"], ["--stem", one("cifar", "imagenet", "cifar-pool")], ["--flip", SHARES],
+        ["--seed", ints(-5, 5)],
         ["--lr", one("0.1", "1e-3")], ["--wd", one("0", "1e-2")], ["--amp", one("auto", "off")], ["--no-channels-last"],
         ["--kernels", one("auto", "reference")], ["--deterministic"], ["--device", "cpu"], ["--std", "1", "1", "0.5"],
         ["--cache-dir", "cache"], ["--split-seed", ints(-3, 3)],
@@ -203,7 +204,7 @@ FITTING = st.one_of(training(), training(), evaluation(), evaluation(), looking(
 
 @st.composite
 def spoilt(draw):
-    """A command line with a flag and a value drawn at random; or of a tool that would take long, where it must be wrong."""
+    """A command line with a flag and a value drawn at random; or one of those that have to be refused."""
     if draw(st.integers(0, 9)) == 0:
         wrong = [
             ("tools.reproduce", ["nothing*"]), ("tools.reproduce", ["digits", "--seeds", "0"]),

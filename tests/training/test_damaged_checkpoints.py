@@ -1,6 +1,6 @@
 """Checkpoints damaged in bytes and in content: one line, or a sound network; never a traceback, and little memory.
 
-The same draws in every run: 300 here, 5,000 with `-m slow`.
+The same draws in every run: 200 here, 5,000 with `-m slow`.
 """
 
 import resource
@@ -35,7 +35,7 @@ def snapshots():
         steps = make_optimizer(config, net)
         net(torch.randn(2, 3, 16, 16)).sum().backward()
         steps.step()
-        progress = {"losses": torch.ones(3), "figures": 3.0, "seen": 24, "seconds": 1.5}
+        progress = {"losses": torch.ones(3, dtype=torch.float64), "figures": 3.0, "seen": 24, "seconds": 1.5}
         yield checkpoint.snapshot(net, steps, config, classes, epoch=2, step=20, progress=progress)
 
 
@@ -113,8 +113,14 @@ def changed(saved, rng):
         found = list(places(saved))
         deep = [place for place in found if place[0] in (saved, saved.get("config"))] if rng.random() < 0.5 else found
         holder, key = (deep or found)[rng.integers(len(deep or found))]
-        kind = rng.integers(5)
-        if kind < 3:
+        kind = rng.integers(6)
+        if kind == 5:  # a value that fits
+            value = holder[key]
+            if isinstance(value, torch.Tensor):
+                holder[key] = value.flip(0) if value.dim() else value + 1
+            elif type(value) in (int, float):
+                holder[key] = value + 1
+        elif kind < 3:
             holder[key] = others(rng)
         elif kind == 3:
             elsewhere, other = found[rng.integers(len(found))]
@@ -128,22 +134,25 @@ def changed(saved, rng):
     return saved
 
 
-def use(path):
-    """Load a checkpoint in the ways there are, go on with its training, predict. Whether nothing was refused."""
+def use(path, predict):
+    """Load a checkpoint, go on with its training, and perhaps predict. Whether nothing was refused."""
     sound = True
     try:
-        subject = trained.load(path)
+        saved = checkpoint.load(path)
+        subject = trained.revive(saved, path)
         image = torch.zeros(1, 3, 16, 16)
         with torch.no_grad():
             assert subject.net(image).shape[0] == 1
         net = subject.task.build(subject.classes)
         steps = make_optimizer(subject.task.config, net)
-        checkpoint.restore(checkpoint.load(path), net, steps, path)
+        checkpoint.restore(saved, net, steps, path)
         net.train()(torch.randn(2, 3, 16, 16)).sum().backward()
         steps.step()
     except UserError as error:
         check_line(error)
         sound = False
+    if not predict:
+        return sound
     try:
         net = resnet_min.load(path)
         assert isinstance(net, ResNet) and net.predict(np.zeros((8, 8, 3), np.uint8)).shape == (1, len(net.classes))
@@ -157,14 +166,14 @@ def check_line(error):
     assert message and len(message) < 5000
 
 
-@pytest.mark.parametrize("count", [300, pytest.param(5000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [200, pytest.param(5000, marks=pytest.mark.slow)])
 def test_damaged_checkpoints(tmp_path, count):
     torch.manual_seed(0)
     rng, path = np.random.default_rng(count), tmp_path / "x.pt"
     kinds, files = list(snapshots()), []
     for saved in kinds:
         checkpoint.save(path, saved)
-        assert use(path)
+        assert use(path, True)
         files.append(path.read_bytes())
     wanted = [validate.digest(saved) for saved in kinds]
     before, sound, refused = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, 0, 0
@@ -173,11 +182,14 @@ def test_damaged_checkpoints(tmp_path, count):
         signal.alarm(60)
         if number % 2:
             path.write_bytes(damaged(files[which], files[which - 1], rng))
-        elif rng.random() < 0.5:
-            checkpoint.save(path, changed(kinds[which], rng))
         else:
-            torch.save(changed(kinds[which], rng), path)
-        if use(path):
+            saved = changed(kinds[which], rng)
+            try:  # with the digest of what it is now, where its tensors have bytes
+                validate.check_content(saved, path)
+                checkpoint.save(path, saved)
+            except UserError:
+                torch.save(saved, path)
+        if use(path, number % 8 < 2):
             sound += 1
             if number % 2:  # what is loaded from damaged bytes is what was saved
                 assert validate.digest(checkpoint.load(path)) in wanted
@@ -186,4 +198,4 @@ def test_damaged_checkpoints(tmp_path, count):
     signal.alarm(0)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
     print(f"{count} checkpoints: {refused} refused, {sound} sound; {grown} MB more")
-    assert sound > 0.05 * count and refused > 0.5 * count and grown < MEGABYTES
+    assert sound > 0.03 * count and refused > 0.5 * count and grown < MEGABYTES
