@@ -51,10 +51,10 @@ def place(tmp_path_factory):
         small = ["--epochs", "2", "--blocks", "1", "1", "--strides", "1", "2", "-b", "4", "--schedule", "constant"]
         for name, more in (("a", []), ("b", ["--plain"])):
             train.main(
-                ["--data", "folder", "-a", "resnet20", "--widths", "4", "4", "--out", f"runs/{name}", *small, *more]
+                ["--data", "folder", "-a", "resnet20", "--widths", "8", "8", "--out", f"runs/{name}", *small, *more]
             )
         train.main(
-            ["--data", "part", "-a", "resnet18", "--widths", "4", "8", "--out", "runs/c", "--crop", "32",
+            ["--data", "part", "-a", "resnet18", "--widths", "8", "16", "--out", "runs/c", "--crop", "32",
              "--val-size", "1", *small]
         )  # fmt: skip
         yield root
@@ -87,7 +87,7 @@ def training(draw):
     """Flags of train.py that fit: at most 12 steps."""
     crowd = draw(st.integers(0, 4)) == 0
     stages = draw(ints(1, 2))
-    widths = sorted(draw(st.lists(one(4, 8), min_size=stages, max_size=stages)))
+    widths = sorted(draw(st.lists(one(8, 16), min_size=stages, max_size=stages)))
     flags = ["--data", "part" if crowd else "folder", "-a", draw(one(*ARCHS)), "-b", str(draw(ints(2, 4)))]
     flags += ["--blocks", *["1"] * stages, "--widths", *map(str, widths)]
     flags += ["--strides", "1", *["2"] * (stages - 1)] if crowd or draw(st.booleans()) else []
