@@ -6,6 +6,7 @@
     python train.py --arch resnet18 --plain                  without shortcuts
     python train.py --data FOLDER --arch resnet20 --epochs 6 --schedule onecycle --lr 0.2 --nesterov --wd 5e-4
     python train.py --resume runs/resnet20-digits-1          continue an interrupted run (bit-exact on a CPU)
+    torchrun --nproc-per-node 2 train.py --recipe digits     with several processes, see docs/several-machines.md
 
 A run writes a folder: config.json, environment.jsonl (versions and hardware, one line per start), metrics.jsonl (one
 per epoch), steps.jsonl (one per step), last.pt, best.pt where there is a validation split, curves.png. The test set
@@ -14,17 +15,27 @@ never selects: without a validation split the result is the last epoch's.
 
 from __future__ import annotations
 
+from resnet_min.errors import UserError, leave_on_interrupt, run_script
+
+if __name__ == "__main__":
+    leave_on_interrupt()
+
 import argparse
+import contextlib
 import dataclasses
-import os
 import sys
-import time
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from resnet_min import recipes
 from resnet_min.config import Config, flag
-from resnet_min.errors import UserError, run_script
 from resnet_min.tasks import TASKS
+
+if TYPE_CHECKING:
+    from resnet_min.runs.job import Job
+    from resnet_min.runs.pace import Pace
+    from resnet_min.training.distributed import World
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -55,7 +66,7 @@ def add_options(parser: argparse._ActionsContainer, options: list[dataclasses.Fi
         kind, default = item.metadata["type"], item.default
         about = "" if default in (None, ()) else f" (default: {default})"
         how: dict[str, Any] = {"help": item.metadata["help"] + about}
-        if isinstance(default, bool):
+        if kind is bool or isinstance(default, bool):
             how["action"] = argparse.BooleanOptionalAction
         else:
             how |= {"type": kind, "choices": item.metadata["choices"]}
@@ -68,25 +79,24 @@ def add_options(parser: argparse._ActionsContainer, options: list[dataclasses.Fi
 
 def main(argv: list[str] | None = None) -> None:
     flags = vars(get_parser().parse_args(argv))
-    recipe, out, resume = (flags.pop(name, None) for name in ("recipe", "out", "resume"))
-    overwrite, dry_run, list_recipes = (flags.pop(name, False) for name in ("overwrite", "dry_run", "list_recipes"))
-    if list_recipes:
+    if flags.pop("list_recipes", False):
         return print(recipes.describe())
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("training with several processes is not supported yet: run python train.py without torchrun")
 
-    from tqdm import tqdm
+    from resnet_min.training import distributed
 
-    from resnet_min.model import count_parameters
-    from resnet_min.runs.environment import environment
-    from resnet_min.runs.folder import Run
+    with distributed.joined() as world:
+        begin(world, flags)
+
+
+def begin(world: World, flags: dict[str, Any]) -> None:
+    """Train what the flags say, as one of the processes of `world`, of which the first alone writes and prints."""
+    recipe, out, resume = (flags.pop(name, None) for name in ("recipe", "out", "resume"))
+    overwrite, dry_run = (flags.pop(name, False) for name in ("overwrite", "dry_run"))
+
+    from resnet_min.runs.folder import held, new_folder
     from resnet_min.runs.job import announce, check_milestones, configure, describe_recipe, plan, prepare, reopen
-    from resnet_min.runs.tables import epoch_to_converge
-    from resnet_min.training import checkpoint, hardware, transfer
-    from resnet_min.training.cuda_graph import Recorder
-    from resnet_min.training.loop import Diverged, train_one_epoch
-    from resnet_min.training.optimizer import learning_rate, make_optimizer
-    from resnet_min.viz import figures
+    from resnet_min.runs.pace import Pace
+    from resnet_min.training import hardware, transfer
 
     # What to train
     if resume is None:
@@ -96,70 +106,116 @@ def main(argv: list[str] | None = None) -> None:
     else:
         beside = {"recipe": recipe, "out": out, "overwrite": overwrite}
         config, saved_at = reopen(resume, {**flags, **{name: value for name, value in beside.items() if value}})
-    where = hardware.set_up(config)
+    where = hardware.set_up(config, world)
     job = prepare(config, where)
-    config, task, net, steps = job.config, job.task, job.net, job.steps
-    figure = config.figure
     print(*announce(job), sep="\n")
     if "milestones" in flags:
-        check_milestones(config, steps)
+        check_milestones(job.config, job.steps)
     if dry_run:
         return print(*plan(job), sep="\n")
+    if saved_at is None and config.pretrained != "none":
+        skipped = transfer.load_pretrained(job.net, config.pretrained, config.arch)
+        print(f"weights: {config.pretrained}" + (f", except {', '.join(skipped)}" if skipped else ""))
+    folder = saved_at.parent if saved_at else world.shared(lambda: new_folder(out, config, job.dataset.name))
+    with held(folder) if world.first else contextlib.nullcontext(), Pace(config.save_every, world) as pace:
+        train(job, folder, overwrite, saved_at, pace)
+
+
+def train(job: Job, folder: Path, overwrite: bool, saved_at: Path | None, pace: Pace) -> None:
+    """Train in a run's folder: a new run, or the one that the checkpoint `saved_at` goes on with."""
+    from tqdm import tqdm
+
+    from resnet_min.model import count_parameters
+    from resnet_min.runs.environment import environment
+    from resnet_min.runs.folder import Run
+    from resnet_min.runs.tables import epoch_to_converge
+    from resnet_min.training import checkpoint, transfer
+    from resnet_min.training.cuda_graph import Recorder
+    from resnet_min.training.loop import Diverged, Progress, train_one_epoch
+    from resnet_min.training.optimizer import learning_rate, make_optimizer
+    from resnet_min.viz import figures
 
     # A new run, or the one that goes on
+    config, task, net, steps, where = job.config, job.task, job.net, job.steps, job.where
+    figure, world = config.figure, where.world
+    last, curves = folder / "last.pt", folder / "curves.png"
     started = environment(where, config.data)
     if saved_at is None:
-        if config.pretrained != "none":
-            skipped = transfer.load_pretrained(net, config.pretrained, config.arch)
-            print(f"weights: {config.pretrained}" + (f", except {', '.join(skipped)}" if skipped else ""))
-        optimizer, done = make_optimizer(config, net), 0
-        run = Run.create(out, overwrite, config, started, job.dataset.name)
+        optimizer, done, progress = make_optimizer(config, net), 0, Progress.at(None, steps, where.device)
+        run = Run.create(folder, overwrite, config, started) if world.first else None
     else:
         saved = checkpoint.load(saved_at)
-        done = saved["epoch"]
-        if tuple(saved["classes"]) != job.dataset.classes or saved["step"] != done * steps:
+        done, within = saved["epoch"], saved.get("progress")
+        taken = len(within["losses"]) if within else 0
+        of_steps = taken <= steps and saved["step"] == done * steps + taken
+        if tuple(saved["classes"]) != job.dataset.classes or not of_steps:
             raise UserError(
                 f"{config.data} is not the data that {saved_at} was trained on: its classes or sizes differ"
             )
-        transfer.freeze(net, config, done)
+        progress = Progress.at(within, steps, where.device)
+        transfer.freeze(net, config, done + (taken > 0))
         optimizer = make_optimizer(config, net)
         checkpoint.restore(saved, net, optimizer, saved_at)
-        run = Run.reopen(saved_at.parent, config, started, done, saved["step"])
-    print(f"run: {run.folder}")
+        run = Run.reopen(folder, config, started, done, done * steps) if world.first else None
+    print(f"run: {folder}")
+
+    def keep_best(content: dict[str, Any]) -> None:
+        """Where the last epoch is the best by validation."""
+        rows = run.rows if world.first and job.watched == "val" else []
+        if rows and figure.best(rows, key=lambda row: figure.of(row, "val")) is rows[-1]:
+            checkpoint.save(folder / "best.pt", content)
+
+    def keep_within_epoch() -> None:
+        at = (epoch - 1, first + progress.taken, progress.saved())
+        if world.first:
+            checkpoint.save(last, checkpoint.snapshot(net, optimizer, config, job.dataset.classes, *at))
+
+    if saved_at is not None and not progress.taken:  # it may have been killed just before
+        keep_best(saved)
 
     # Train
+    model = world.parallel(net, job.sync_bn)
     recorder = Recorder() if config.cuda_graph and where.device.type == "cuda" else None
     for epoch in range(done + 1, config.epochs + 1):
-        if epoch - 1 == config.freeze_epochs:  # the second phase, with an optimizer that remembers nothing of the first
+        if epoch > done + 1:
+            progress = Progress.at(None, steps, where.device)
+        # the second phase, with an optimizer that remembers nothing of the first
+        if epoch - 1 == config.freeze_epochs and not progress.taken:
             transfer.freeze(net, config, epoch)
-            optimizer = make_optimizer(config, net)
+            optimizer, model = make_optimizer(config, net), world.parallel(net, job.sync_bn)
         first = (epoch - 1) * steps
         rates = [learning_rate(config, first + step, steps) for step in range(steps)]
-        began = time.perf_counter()
+        hidden = not (world.first and sys.stderr.isatty())
         try:
-            with tqdm(total=steps, desc=f"epoch {epoch}", leave=False, disable=not sys.stderr.isatty()) as bar:
+            with tqdm(job.batches.epoch(epoch), f"epoch {epoch}", steps, leave=False, disable=hidden) as batches:
                 losses, trained = train_one_epoch(
-                    net, job.batches.epoch(epoch), optimizer, rates, where, task.loss,
-                    after_step=bar.update, recorder=recorder,
+                    model, batches, optimizer, rates, where, task.loss,
+                    after_step=partial(pace.ask, keep_within_epoch), recorder=recorder, progress=progress,
                 )  # fmt: skip
         except Diverged as error:
-            kept = f"{run.folder / 'last.pt'} holds epoch {epoch - 1}" if epoch > 1 else "no epoch was finished"
+            kept = "no epoch was finished"
+            if last.is_file():
+                kept = "{} holds epoch {epoch}, step {step}".format(last, **checkpoint.load(last))
             raise UserError(f"epoch {epoch}: {error}; {kept}; try a lower --lr") from None
-        seconds = time.perf_counter() - began
 
+        seconds = progress.seconds
+        world.settle(net)
         row = {"epoch": epoch, "step": first + steps, "lr": rates[-1]}
         row |= {"train_loss": losses.double().mean().item(), f"train_{figure.key}": trained}
         for name, batches in job.held_out.items():
             if name == job.watched or epoch == config.epochs:
-                row |= {f"{name}_{key}": value for key, value in task.judge(net, batches.ordered(), where).items()}
+                images = pace.asked(batches.ordered(), keep_within_epoch)
+                row |= {f"{name}_{key}": value for key, value in task.judge(net, images, where).items()}
+        if not world.first:
+            continue
         row |= {"seconds": seconds, "images_per_second": len(job.dataset.splits["train"]) / seconds}
         trace = zip(range(first + 1, first + steps + 1), rates, losses.tolist(), strict=True)
         run.log(row, [{"step": step, "lr": rate, "loss": loss} for step, rate, loss in trace])
 
-        snapshot = checkpoint.snapshot(net, optimizer, config, job.dataset.classes, epoch, first + steps)
-        checkpoint.save(run.folder / "last.pt", snapshot)
-        if job.watched == "val" and figure.best(run.rows, key=lambda row: figure.of(row, "val")) is row:
-            checkpoint.save(run.folder / "best.pt", snapshot)
+        content = checkpoint.snapshot(net, optimizer, config, job.dataset.classes, epoch, first + steps)
+        checkpoint.save(last, content)
+        keep_best(content)
+        pace.saved()
         values = {name: value for name in ("train", "val", "test") if (value := figure.of(row, name)) is not None}
         print(
             f"epoch {epoch}/{config.epochs}  lr {rates[-1]:.5f}  loss {row['train_loss']:.4f}  {figure.title}: "
@@ -169,8 +225,10 @@ def main(argv: list[str] | None = None) -> None:
         )
 
     # The result
+    if not world.first:
+        return
     rows = run.rows
-    figures.curves({run.folder.name: rows}, run.folder / "curves.png", figure)
+    figures.curves({folder.name: rows}, curves, figure)
     print(f"result: test {figure.words(rows[-1], 'test')} (epoch {rows[-1]['epoch']}, the last)")
     best = figure.best(rows, key=lambda row: figure.of(row, job.watched))
     value = figure.shown(figure.of(best, job.watched))
@@ -181,10 +239,10 @@ def main(argv: list[str] | None = None) -> None:
             f"best on test: {value} (epoch {best['epoch']}), chosen by looking at the test set: "
             "only to compare with reports that quote it"
         )
-    print(f"saved: {run.folder / 'last.pt'}, {run.folder / 'curves.png'}")
+    print(f"saved: {last}, {curves}")
     converged = epoch_to_converge(rows)
     print(
-        f"summary: {run.folder.name}: test {figure.words(rows[-1], 'test')}, {count_parameters(net):,} parameters, "
+        f"summary: {folder.name}: test {figure.words(rows[-1], 'test')}, {count_parameters(net):,} parameters, "
         f"{len(rows)} epochs in {sum(row['seconds'] for row in rows):,.0f} s of training on {where}"
         + (f", training loss converged at epoch {converged}" if converged is not None else "")
     )

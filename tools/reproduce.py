@@ -17,6 +17,11 @@ said of a run ("other work beside") a person adds to a line of its record's envi
 
 from __future__ import annotations
 
+from resnet_min.errors import UserError, leave_on_interrupt, run_script
+
+if __name__ == "__main__":
+    leave_on_interrupt()
+
 import argparse
 import fnmatch
 import functools
@@ -29,7 +34,6 @@ from pathlib import Path
 import train
 from resnet_min import recipes, tasks
 from resnet_min.config import flag, shown
-from resnet_min.errors import UserError, run_script
 from resnet_min.files import write_whole
 from resnet_min.runs import tables
 from resnet_min.tasks.options import TaskConfig
@@ -48,7 +52,7 @@ OVERLAYS = {
 # Options that say where and how a run is made, not what it is: a run made with others is the same experiment.
 PLACE = (
     "data", "data_dir", "cache_dir", "mean", "std", "device", "amp", "channels_last", "kernels", "deterministic",
-    "cuda_graph", "pretrained",
+    "cuda_graph", "pretrained", "save_every",
 )  # fmt: skip
 
 
@@ -128,6 +132,7 @@ def run(recipe: str, seed: int, runs: Path, args: argparse.Namespace) -> bool:
 
     Raises UserError where it fails, or its folder is damaged or holds another experiment.
     """
+    from resnet_min.runs.folder import is_complete
     from resnet_min.training import checkpoint
 
     folder = tables.folder_of(runs, recipe, seed)
@@ -139,7 +144,8 @@ def run(recipe: str, seed: int, runs: Path, args: argparse.Namespace) -> bool:
         if differ := differences(tables.read_config(folder), wanted):
             raise UserError(f"{folder} holds another experiment ({differ}): name another --runs")
     # The last line of the figures is written just before the last checkpoint; --smoke leaves no checkpoint.
-    if before and before.finished and (not last.is_file() or checkpoint.load(last)["epoch"] == before.config.epochs):
+    epochs = before.config.epochs if before and before.finished else 0
+    if epochs and (not last.is_file() or checkpoint.load(last)["epoch"] == epochs and is_complete(folder, epochs)):
         print(f"{folder}: done")
         return False
     print(f"\n== {folder}", flush=True)

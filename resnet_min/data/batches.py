@@ -28,6 +28,28 @@ class Draws:
     flip: Tensor  # bool [N]
     angle: Tensor  # float64 [N], degrees
 
+    def to(self, device: torch.device) -> Draws:
+        return Draws(*(t.to(device) for t in self._all()))
+
+    def split(self, size: int) -> list[Draws]:
+        """`size` images at a time."""
+        return [Draws(*parts) for parts in zip(*(t.split(size) for t in self._all()), strict=True)]
+
+    def __getitem__(self, images: slice) -> Draws:
+        return Draws(*(t[images] for t in self._all()))
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def _all(self) -> tuple[Tensor, ...]:
+        return self.index, self.offset, self.flip, self.angle
+
+
+def share(n: int, part: tuple[int, int]) -> slice:
+    """Which of n things in a row are the k-th of m about equal parts, part being (k, m), k from 0; it may be none."""
+    number, parts = part
+    return slice(-(-n * number // parts), -(-n * (number + 1) // parts))
+
 
 def draw(n: int, *, epoch: int, seed: int, padding: int, flip: float, rotation: float = 0.0) -> Draws:
     """The draws of one training epoch over `n` images; `flip` is a probability, `rotation` the largest angle.
@@ -73,6 +95,9 @@ class Batches:
     The split is moved to `device` once; on the CPU it is used where it is. The last batch holds what is left over, so
     there are ceil(N / batch_size) of them: `len(batches)`.
 
+    part: which part of how many this is, see `share`. To train on, of each batch: then the parts of all are its images,
+    in order, and there may be none in one. To evaluate on, of all batches.
+
     mean, std: per channel, where white is 1. padding, flip, rotation: of `epoch` only, see `draw`.
     resize: height and width of every image in a batch (bilinear, antialiased: torchvision's Resize of a float tensor),
     after the crop and before the rotation. What either brings in from outside is black before normalisation.
@@ -92,12 +117,13 @@ class Batches:
         resize: int | None = None,
         rotation: float = 0.0,
         seed: int = 0,
+        part: tuple[int, int] = (0, 1),
     ):
         self.images, self.labels = split.images.to(device), split.labels.to(device)
         self.dtype, self.resize, self.rotation = dtype, resize, rotation
         # Resized and turned in float32, and then rounded once.
         self.table = make_table(mean, std, torch.float32 if resize or rotation else dtype).to(device)
-        self.batch_size, self.padding, self.flip, self.seed = batch_size, padding, flip, seed
+        self.batch_size, self.padding, self.flip, self.seed, self.part = batch_size, padding, flip, seed, part
         self.size = (resize, resize) if resize else tuple(self.images.shape[1:3])
 
     def __len__(self) -> int:
@@ -112,22 +138,23 @@ class Batches:
         if self.batch_size > n:
             raise UserError(f"--batch-size {self.batch_size} is larger than the data: {n} training images")
         draws = draw(n, epoch=epoch, seed=self.seed, padding=self.padding, flip=self.flip, rotation=self.rotation)
-        return self._batches(draws, self.padding, turned=self.rotation > 0)
+        batches = draws.to(self.images.device).split(self.batch_size)
+        shards = [batch[share(len(batch), self.part)] for batch in batches]
+        return self._batches(shards, self.padding, turned=self.rotation > 0)
 
     def ordered(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Evaluation: every image once, in order and as it is, or resized."""
         n = len(self.images)
         offset, flip, angle = torch.zeros(n, 2, dtype=torch.int64), torch.zeros(n, dtype=torch.bool), torch.zeros(n)
-        return self._batches(Draws(torch.arange(n), offset, flip, angle), 0, turned=False)
+        batches = Draws(torch.arange(n), offset, flip, angle).to(self.images.device).split(self.batch_size)
+        return self._batches(batches[share(len(batches), self.part)], 0, turned=False)
 
-    def _batches(self, draws: Draws, padding: int, turned: bool) -> Iterator[tuple[Tensor, Tensor]]:
-        device = self.images.device
-        draws = [t.to(device).split(self.batch_size) for t in (draws.index, draws.offset, draws.flip, draws.angle)]
-        for index, offset, flip, angle in zip(*draws, strict=True):
-            images = crop_flip(self.images, index, offset, flip, self.table, padding)
+    def _batches(self, batches: list[Draws], padding: int, turned: bool) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in batches:
+            images = crop_flip(self.images, batch.index, batch.offset, batch.flip, self.table, padding)
             if self.resize:
                 size = (self.resize, self.resize)
                 images = F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
             if turned:
-                images = rotate(images, angle, self.table[:, 0])
-            yield images.to(self.dtype), self.labels[index]
+                images = rotate(images, batch.angle, self.table[:, 0])
+            yield images.to(self.dtype), self.labels[batch.index]

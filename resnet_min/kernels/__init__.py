@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from . import backend, bn_add_relu, conv3x3, conv_bn_relu, crop_flip, fused_net
+from . import backend, bn_add_relu, conv3x3, conv_bn_relu, crop_flip, fused_net, sync_bn
 
 
 class Operator(NamedTuple):
@@ -20,4 +20,6 @@ OPERATORS = (
     Operator("bn_add_relu", cuda_threads=256),
 )
 
-__all__ = ["OPERATORS", "Operator", "backend", "bn_add_relu", "conv3x3", "conv_bn_relu", "crop_flip", "fused_net"]
+__all__ = [
+    "OPERATORS", "Operator", "backend", "bn_add_relu", "conv3x3", "conv_bn_relu", "crop_flip", "fused_net", "sync_bn"
+]  # fmt: skip

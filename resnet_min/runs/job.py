@@ -13,14 +13,17 @@ from torch import nn
 
 from .. import ops, recipes, tasks
 from ..config import Config, flag, shown
+from ..data.batches import share
 from ..data.sources import resolve_auto
 from ..errors import UserError
 from ..model import backbone_of, count_macs, count_parameters
+from ..tasks import trained
 from ..tasks.options import TaskConfig
 from ..tasks.task import Batches, Dataset, Task
 from ..training import checkpoint, transfer
 from ..training.hardware import Hardware
 from ..training.optimizer import learning_rate
+from .folder import is_complete
 
 
 def configure(flags: Mapping[str, Any], recipe_name: str | None) -> TaskConfig:
@@ -60,14 +63,14 @@ def describe_recipe(name: str, flags: Mapping[str, Any], config: TaskConfig) -> 
 def reopen(resume: str, flags: Mapping[str, Any]) -> tuple[TaskConfig, Path]:
     """The options and the checkpoint of the run to go on with; `flags` may say only for how many epochs.
 
-    Raises UserError for another flag, a checkpoint that cannot be read, and a run that is finished.
+    Raises UserError for another flag, a checkpoint that cannot be read, and a run that is finished, curves and all.
     """
     if wrong := [flag(name) for name in flags if name != "epochs"]:
         raise UserError(f"--resume takes every option but --epochs from the run; remove {', '.join(wrong)}")
     path = checkpoint.find(resume)
     saved = checkpoint.load(path)
-    config = dataclasses.replace(tasks.read_config(saved["config"]), **flags)
-    if saved["epoch"] >= config.epochs:
+    config = dataclasses.replace(trained.options_of(saved, path), **flags)
+    if saved["epoch"] >= config.epochs and is_complete(path.parent, saved["epoch"]):
         raise UserError(f"{path} has already finished its {saved['epoch']} epochs; pass a larger --epochs to continue")
     return config, path
 
@@ -97,6 +100,7 @@ class Job:
     net: nn.Module  # on its device
     batches: Batches  # to train on
     held_out: dict[str, Batches]  # val, where there is one, and test
+    sync_bn: bool  # whether processes normalise by the whole batch
 
     @property
     def steps(self) -> int:
@@ -111,7 +115,7 @@ class Job:
 
 def prepare(config: TaskConfig, where: Hardware) -> Job:
     """Load the data and draw the network, from `config.seed`. Raises UserError where options and data do not fit."""
-    dataset = config.make_task().load()
+    dataset = where.world.in_turn(config.make_task().load)
     images = len(dataset.splits["train"])
     if config.batch_size > images:
         raise UserError(f"--batch-size {config.batch_size} is larger than the data, {images} images")
@@ -129,10 +133,20 @@ def prepare(config: TaskConfig, where: Hardware) -> Job:
     transfer.freeze(net, config, epoch=1)
     batches = task.batches(dataset.splits["train"], where)
     maps = backbone_of(net.eval()).features(torch.zeros(1, 3, *batches.size))
-    if images % config.batch_size == 1 and maps[0, 0].numel() == 1:
+    processes, last = where.world.size, images % config.batch_size or config.batch_size
+    sync_bn = config.sync_bn
+    if sync_bn is None:
+        sync_bn = where.device.type == "cpu" or config.batch_size < 32 * processes
+    if last == 1 and maps[0, 0].numel() == 1:
         raise UserError(
             f"--batch-size {config.batch_size} leaves one image in the last batch; batch norm cannot "
             "normalise its 1x1 maps, so choose another size"
+        )
+    smallest = min(len(range(last)[share(last, (rank, processes))]) for rank in range(processes))
+    if not sync_bn and smallest * maps[0, 0].numel() < 2:
+        raise UserError(
+            f"--batch-size {config.batch_size} leaves {last} images in the last batch for {processes} processes, too "
+            "few for each to normalise by its own; choose another size, or --sync-bn"
         )
     net.to(where.device, memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
     held_out = {
@@ -140,7 +154,7 @@ def prepare(config: TaskConfig, where: Hardware) -> Job:
         for name, split in dataset.splits.items()
         if name != "train"
     }
-    return Job(config, task, dataset, where, net, batches, held_out)
+    return Job(config, task, dataset, where, net, batches, held_out, sync_bn)
 
 
 def announce(job: Job) -> Iterator[str]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Step = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 
 WARM_UP = 3  # steps before the recording, in which libraries choose their algorithms and the optimizer makes its state
 
@@ -15,7 +15,7 @@ WARM_UP = 3  # steps before the recording, in which libraries choose their algor
 class Recorder:
     """Takes steps: the first few one operation after the other, then by replaying a recording of one.
 
-    A step (images [B,3,H,W], targets) -> (loss, figure) must do the same operations every time, and `optimizer` must
+    A step (images [B,3,H,W], targets) -> (loss, figure, …) must do the same operations every time, and `optimizer` must
     be the one it ends with: its learning rates become tensors, so that a replay finds the present ones. Batches of
     another size than the first one's (an epoch's last) are never recorded. A new optimizer starts anew.
     """
@@ -53,7 +53,7 @@ def on_a_side_stream(step: Step, images: Tensor, targets: Tensor) -> tuple[Tenso
 
 
 def record(step: Step, arguments: tuple[Tensor, Tensor]) -> Callable[[], tuple[Tensor, ...]]:
-    """What takes `step` on what is in `arguments` when it is called, and returns the same two tensors every time."""
+    """What takes `step` on what is in `arguments` when it is called, and returns the same tensors every time."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         results = step(*arguments)

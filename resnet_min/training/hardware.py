@@ -11,14 +11,19 @@ import torch
 from ..config import Config
 from ..errors import UserError
 from ..kernels.backend import has_bf16, set_backend
+from .distributed import World
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """Where a model runs and in what type its convolutions do: `dtype` is float32, or bfloat16 under autocast."""
+    """Where a model runs and in what type its convolutions do: `dtype` is float32, or bfloat16 under autocast.
+
+    `world`: the processes that run it together, each on a device of its own.
+    """
 
     device: torch.device
     dtype: torch.dtype
+    world: World = World()
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
@@ -29,33 +34,38 @@ class Hardware:
         else:
             threads = torch.get_num_threads()
             where = f"{self.device} ({threads} thread{'s' * (threads > 1)})"
-        return f"{where}, {'bf16 autocast' if self.dtype == torch.bfloat16 else 'float32'}"
+        return f"{where}, {'bf16 autocast' if self.dtype == torch.bfloat16 else 'float32'}{self.world}"
 
 
-def set_up(config: Config) -> Hardware:
+def set_up(config: Config, world: World) -> Hardware:
     """Choose device, kernels, algorithms and the way memory is kept, for the whole process, as the options say.
 
     Raises UserError for a device or kernels that are not there.
     """
     set_backend(config.kernels)
-    where = hardware(config.device, config.amp)
+    where = hardware(config.device, config.amp, world)
     choose_algorithms(config.deterministic)
     if where.device.type == "cpu":
         keep_freed_memory()
     return where
 
 
-def hardware(device: str = "auto", amp: str = "auto") -> Hardware:
-    """Resolve `--device` and `--amp`. Raises UserError for a device that is not there."""
+def hardware(device: str = "auto", amp: str = "auto", world: World = World()) -> Hardware:  # noqa: B008 a constant
+    """Resolve `--device` and `--amp`; every process of a machine has a GPU of its own.
+
+    Raises UserError for a device that is not there.
+    """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and world.size > 1:
+        device = f"cuda:{world.local_rank}"
     try:
         where = torch.device(device)
         torch.empty(0, device=where)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {device!r} is not available here: {str(error).splitlines()[0]}") from None
     bf16 = amp == "bf16" or (amp == "auto" and has_bf16(where))
-    return Hardware(where, torch.bfloat16 if bf16 else torch.float32)
+    return Hardware(where, torch.bfloat16 if bf16 else torch.float32, world)
 
 
 def cpu() -> Hardware:

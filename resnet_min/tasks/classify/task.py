@@ -57,7 +57,7 @@ class Classify(Task):
         drawn = {} if batch_size else dict(padding=config.padding, flip=config.flip, rotation=config.rotation)
         return Batches(
             split, batch_size=batch_size or config.batch_size, mean=config.mean, std=config.std, resize=config.resize,
-            device=where.device, dtype=where.dtype, seed=config.seed, **drawn,
+            device=where.device, dtype=where.dtype, seed=config.seed, part=where.world.part, **drawn,
         )  # fmt: skip
 
     def loss(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -158,7 +158,7 @@ class FlipAverage(nn.Module):
 
 @torch.inference_mode()
 def predict(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], where: Hardware) -> tuple[float, float, Tensor]:
-    """One pass over `batches` (images [B, 3, H, W], labels [B]) in eval mode.
+    """One pass over all processes' `batches` (images [B, 3, H, W], labels [B]) in eval mode.
 
     Returns (mean cross-entropy, accuracy in percent, logits [N, classes] float32 on the CPU).
     """
@@ -170,11 +170,11 @@ def predict(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], where: Har
 
 @torch.inference_mode()
 def outputs(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], where: Hardware) -> tuple[Tensor, Tensor]:
-    """(logits float32 [N, classes], labels [N]) of a pass over `batches` in eval mode, on their device."""
+    """(logits float32 [N, classes], labels [N]) of all processes' `batches` in eval mode, on their device."""
     net.eval()
     logits, labels = [], []
     for images, target in batches:
         with where.autocast():
             logits.append(net(images).float())
         labels.append(target)
-    return torch.cat(logits), torch.cat(labels)
+    return torch.cat(where.world.gathered(logits)), torch.cat(where.world.gathered(labels))

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...data.batches import generator
+from ...data.batches import generator, share
 from ...errors import UserError
 from ...ops import crop_flip, make_table
 from .density import draw, head_widths
@@ -23,6 +23,7 @@ class Batches:
     times the density, in cells of stride × stride pixels, drawn for its crop.
 
     mean, std: per channel, where white is 1. crop: the side of random square crops, in pixels; None: whole images.
+    part: which part of each batch this is, see `data.batches.share`; the sizes of all of a batch's images are alike.
     flip: probability of a mirror image. sigma: width of every head's Gaussian in pixels; None: geometry-adaptive.
     Raises UserError for a crop that is not a multiple of `stride`, or larger than an image.
     """
@@ -41,6 +42,7 @@ class Batches:
         sigma: float | None = None,
         stride: int = 1,
         seed: int = 0,
+        part: tuple[int, int] = (0, 1),
     ):
         if crop is not None:
             if crop % stride:
@@ -56,7 +58,7 @@ class Batches:
         self.widths = [head_widths(points, sigma).to(device) for points in split.points]
         self.table = make_table(mean, std, dtype).to(device)
         self.names, self.batch_size, self.crop = split.names, batch_size, crop
-        self.flip, self.stride, self.seed = flip, stride, seed
+        self.flip, self.stride, self.seed, self.part = flip, stride, seed, part
         self.size = (crop, crop) if crop else tuple(self.images[0].shape[:2])
 
     def __len__(self) -> int:
@@ -70,28 +72,41 @@ class Batches:
         rng, n = generator(self.seed, epoch), len(self.images)
         draws = rng.permutation(n), rng.random((n, 2)), rng.random(n) < self.flip
         for start in range(0, n, self.batch_size):
-            yield self._batch(*(part[start : start + self.batch_size] for part in draws))
+            batch = [drawn[start : start + self.batch_size] for drawn in draws]
+            self._check_sizes(batch[0])
+            shard = [drawn[share(len(drawn), self.part)] for drawn in batch]
+            if len(shard[0]):
+                yield self._batch(*shard)
+            else:
+                images, maps = self._batch(*(drawn[:1] for drawn in batch))
+                yield images[:0], maps[:0]
+
+    def _check_sizes(self, index: np.ndarray) -> None:
+        sizes = [(self.crop, self.crop) if self.crop else tuple(self.images[i].shape[:2]) for i in index]
+        if len(set(sizes)) > 1:
+            named = ", ".join(
+                f"{self.names[i]} {width}x{height}" for i, (height, width) in zip(index, sizes, strict=True)
+            )
+            raise UserError(f"images of different sizes in a batch ({named}): take --crop N, or --batch-size 1")
 
     def _batch(self, index: np.ndarray, places: np.ndarray, flips: np.ndarray) -> tuple[Tensor, Tensor]:
         crops, maps = [], []
         for i, place, flipped in zip(index, places, flips, strict=True):
             height, width = size = tuple(self.images[i].shape[:2])
             side = (height, width) if self.crop is None else (self.crop, self.crop)
-            top, left = (int(share * (whole - part + 1)) for share, whole, part in zip(place, size, side, strict=True))
+            top, left = (int(at * (whole - part + 1)) for at, whole, part in zip(place, size, side, strict=True))
             crops.append(self.images[i][top : top + side[0], left : left + side[1]])
             patch = draw(self.points[i], self.widths[i], size, (top, left, *side), self.stride)
             maps.append(patch.flip(1) if flipped else patch)
-        if len({crop.shape for crop in crops}) > 1:
-            sizes = ", ".join(
-                f"{self.names[i]} {crop.shape[1]}x{crop.shape[0]}" for i, crop in zip(index, crops, strict=True)
-            )
-            raise UserError(f"images of different sizes in a batch ({sizes}): take --crop N, or --batch-size 1")
         images = normalised(torch.stack(crops), self.table, torch.from_numpy(flips))
         return images, MAP_SCALE * torch.stack(maps)[:, None]
 
 
 class Whole:
-    """For evaluation: the images of a split one by one, whole, at their own sizes. mean, std: as for `Batches`."""
+    """For evaluation: the images of a split one by one, whole, at their own sizes.
+
+    mean, std: as for `Batches`. part: which part of the split this is, see `data.batches.share`.
+    """
 
     def __init__(
         self,
@@ -101,8 +116,9 @@ class Whole:
         std: tuple[float, ...],
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        part: tuple[int, int] = (0, 1),
     ):
-        self.split, self.table = split, make_table(mean, std, dtype).to(device)
+        self.split, self.table, self.part = split, make_table(mean, std, dtype).to(device), part
         self.size = tuple(split.images[0].shape[:2])
 
     def __len__(self) -> int:
@@ -110,7 +126,8 @@ class Whole:
 
     def ordered(self) -> Iterator[tuple[Tensor, Tensor]]:
         """(image [1, 3, H, W] channels_last, its heads, float64 [1] on the CPU) of every image, in order."""
-        for image, count in zip(self.split.images, self.split.counts, strict=True):
+        mine = share(len(self), self.part)
+        for image, count in zip(self.split.images[mine], self.split.counts[mine], strict=True):
             yield normalised(image.to(self.table.device)[None], self.table), count[None]
 
 

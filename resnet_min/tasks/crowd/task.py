@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ...data.sources import NEEDED
 from ...model import count_macs, count_parameters
 from ...training.hardware import Hardware
-from ..task import Answer, Evaluation, Task, backbone, check_finite
+from ..task import Answer, Evaluation, Task, Weightless, backbone, check_finite
 from . import pictures, reader
 from .batches import Batches, Whole
 from .net import MAP_SCALE, CrowdNet
@@ -47,7 +47,7 @@ class Crowds(Task):
     def batches(self, split: Split, where: Hardware, batch_size: int | None = None) -> Batches | Whole:
         """To evaluate on, whole images one by one: they have sizes of their own."""
         config = self.config
-        common = dict(mean=config.mean, std=config.std, device=where.device, dtype=where.dtype)
+        common = dict(mean=config.mean, std=config.std, device=where.device, dtype=where.dtype, part=where.world.part)
         if batch_size:
             return Whole(split, **common)
         return Batches(
@@ -58,7 +58,7 @@ class Crowds(Task):
     @property
     def stride(self) -> int:
         """Pixels of a cell of the network's maps, in both directions."""
-        with torch.device("meta"):  # without weights
+        with Weightless():
             return self.build(()).stride
 
     def loss(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,7 +137,7 @@ class Crowds(Task):
 
 @torch.inference_mode()
 def count(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], where: Hardware) -> tuple[float, float, Tensor]:
-    """One pass over `batches` (images [B, 3, H, W], counts [B]) in eval mode.
+    """One pass over all processes' `batches` (images [B, 3, H, W], counts [B]) in eval mode.
 
     Returns (MAE, MSE, predicted counts, float64 [N] on the CPU); see `reader.errors`.
     """
@@ -146,8 +146,8 @@ def count(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], where: Hardw
     for images, counts in batches:
         predicted.append(density(net, images, where).sum((1, 2), dtype=torch.float64).cpu())
         true.append(counts)
-    predicted = torch.cat(predicted)
-    return *reader.errors(predicted, torch.cat(true)), predicted
+    predicted, true = (torch.cat(where.world.gathered(part)) for part in (predicted, true))
+    return *reader.errors(predicted, true), predicted
 
 
 def density(net: nn.Module, images: Tensor, where: Hardware) -> Tensor:

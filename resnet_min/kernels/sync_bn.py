@@ -1,0 +1,117 @@
+"""Batch normalisation by the statistics of a batch that several processes share, an addition and a ReLU: training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Gather = Callable[[Tensor], Tensor]  # […] of each process -> [processes, …], in rank order
+
+
+class SyncBatchNorm(nn.BatchNorm2d):
+    """An nn.BatchNorm2d, with its parameters and statistics, that normalises by the shards of all processes.
+
+    Every process has a shard [b, C, H, W] of the batch, which may be empty, and calls it as often as the others do.
+    In eval mode it is an nn.BatchNorm2d. torch's SyncBatchNorm takes CUDA tensors only.
+    """
+
+    def __init__(self, bn: nn.BatchNorm2d, gather: Gather) -> None:
+        super().__init__(bn.num_features, bn.eps, bn.momentum, device="meta")
+        self.weight, self.bias = bn.weight, bn.bias
+        self.running_mean, self.running_var = bn.running_mean, bn.running_var
+        self.num_batches_tracked = bn.num_batches_tracked
+        self.gather = gather
+        self.train(bn.training)
+
+    def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
+        """`relu(bn(x) + residual)`."""
+        if not self.training:
+            out = super().forward(x)
+            out = out if residual is None else out + residual
+            return out.relu() if relu else out
+        out, count, mean, invstd = _Synchronised.apply(x, self.weight, self.bias, residual, self.eps, relu, self.gather)
+        self.num_batches_tracked.add_(1)
+        weight = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
+        variance = invstd.pow(-2).sub_(self.eps).clamp_(min=0).mul_(count / (count - 1))
+        self.running_mean.lerp_(mean, weight)
+        self.running_var.lerp_(variance, weight)
+        return out
+
+
+class _Synchronised(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        gamma: Tensor,
+        beta: Tensor,
+        residual: Tensor | None,
+        eps: float,
+        relu: bool,
+        gather: Gather,
+    ) -> tuple[Tensor, ...]:
+        count, mean, distances = merged(gather(moments(x)))
+        mean, invstd = mean.to(gamma.dtype), (distances / count + eps).rsqrt().to(gamma.dtype)
+        out = apply(x, gamma, beta, residual, mean, invstd, relu)
+        ctx.save_for_backward(x, gamma, mean, invstd, count, out if relu else None)
+        ctx.residual, ctx.gather = residual is not None, gather
+        ctx.mark_non_differentiable(count, mean, invstd)
+        return out, count, mean, invstd
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        x, gamma, mean, invstd, count, out = ctx.saved_tensors
+        masked = grad if out is None else grad.masked_fill(out <= 0, 0)
+        sums = gradient_sums(masked, x, mean, invstd)
+        of_all = (ctx.gather(sums).sum(0) / count).to(gamma.dtype)
+        grad_x = input_gradient(masked, x, gamma, mean, invstd, *of_all)
+        grad_beta, grad_gamma = sums.to(gamma.dtype)  # of the shard: DDP adds the others'
+        return grad_x, grad_gamma, grad_beta, masked if ctx.residual else None, None, None, None
+
+
+def moments(x: Tensor) -> Tensor:
+    """[b, C, H, W] -> float64 [3, C]: a channel's number of values, their mean, their squared distances from it."""
+    count = x.numel() // x.shape[1]
+    if count == 0:
+        return torch.zeros(3, x.shape[1], dtype=torch.float64, device=x.device)
+    variance, mean = torch.var_mean(x.double(), (0, 2, 3), correction=0)
+    return torch.stack((torch.full_like(mean, count), mean, variance * count))
+
+
+def merged(parts: Tensor) -> Tensor:
+    """`moments` of several shards [shards, 3, C] -> of all of them [3, C]: every term is positive, nothing cancels."""
+    counts, means, distances = parts.unbind(1)
+    count = counts.sum(0)
+    mean = (counts * means).sum(0) / count
+    return torch.stack((count, mean, (distances + counts * (means - mean) ** 2).sum(0)))
+
+
+def apply(
+    x: Tensor, gamma: Tensor, beta: Tensor, residual: Tensor | None, mean: Tensor, invstd: Tensor, relu: bool
+) -> Tensor:
+    """`relu((x - mean) * invstd * gamma + beta + residual)`, as x."""
+    gamma, beta, mean, invstd = (t[:, None, None] for t in (gamma, beta, mean, invstd))
+    out = ((x - mean) * (invstd * gamma) + beta).to(x.dtype)
+    if residual is not None:
+        out = out + residual
+    return out.relu() if relu else out
+
+
+def gradient_sums(grad: Tensor, x: Tensor, mean: Tensor, invstd: Tensor) -> Tensor:
+    """float64 [2, C]: a channel's sum of grad, and of grad times the normalised x."""
+    normal = (x - mean[:, None, None]).double() * invstd[:, None, None]
+    return torch.stack((grad.sum((0, 2, 3), dtype=torch.float64), (grad * normal).sum((0, 2, 3))))
+
+
+def input_gradient(
+    grad: Tensor, x: Tensor, gamma: Tensor, mean: Tensor, invstd: Tensor, mean_grad: Tensor, mean_product: Tensor
+) -> Tensor:
+    """x's gradient; mean_grad, mean_product: of all shards' `gradient_sums`, a value."""
+    gamma, mean, invstd, mean_grad, mean_product = (
+        t[:, None, None] for t in (gamma, mean, invstd, mean_grad, mean_product)
+    )
+    return ((grad - mean_grad - (x - mean) * invstd * mean_product) * (gamma * invstd)).to(x.dtype)

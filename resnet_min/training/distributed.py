@@ -1,0 +1,231 @@
+"""Several processes that train one network, as torchrun starts them.
+
+A `World` says who is which and passes figures between them. In a world of one, which is what `python train.py` has,
+all of it is the identity, so that nothing else asks how many there are.
+"""
+
+import contextlib
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..kernels.sync_bn import SyncBatchNorm
+
+Result = TypeVar("Result")
+
+PATIENCE = timedelta(minutes=30)  # with a process that is there and does not answer; one that is gone shows at once
+
+
+class World:
+    """The processes that work together, and which of them this is: here a world of one."""
+
+    rank, size, local_rank = 0, 1, 0  # local: among the processes of this machine
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes and prints."""
+        return self.rank == 0
+
+    @property
+    def part(self) -> tuple[int, int]:
+        """What `data.batches.share` takes: which part this process has, of how many."""
+        return self.rank, self.size
+
+    def gather(self, figures: Tensor) -> Tensor:
+        """[…] of each process, of one shape -> [size, …], in rank order."""
+        return figures[None]
+
+    def gathered(self, parts: list[Tensor]) -> list[Tensor]:
+        """Every process' list, of any length, one behind the other in rank order."""
+        return parts
+
+    def shared(self, make: Callable[[], Result]) -> Result:
+        """What `make` gives in the first process, which alone calls it."""
+        return make()
+
+    def in_turn(self, make: Callable[[], Result]) -> Result:
+        """`make()`, by one process of a machine before its others: they find what it left on the disk."""
+        return make()
+
+    def reduce(self, loss: Tensor, figures: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """From a shard's mean loss and the figures of its images [b], b >= 0, to those of the whole batch.
+
+        Returns (what to differentiate: its gradients' mean over the processes is the batch's gradient; the batch's mean
+        loss; the sum of its figures; its images).
+        """
+        return loss, loss.detach(), figures.sum(), torch.tensor(len(figures))
+
+    def parallel(self, net: nn.Module, sync_bn: bool) -> nn.Module:
+        """`net` as it is trained, with the parameters that require grad now: of several processes, alike in all.
+
+        sync_bn: normalise by the whole batch, not by a process' shard of it.
+        """
+        return net
+
+    def settle(self, net: nn.Module) -> None:
+        """Give all processes the running statistics of the first, which differ where each normalises by its shard."""
+
+    def __str__(self) -> str:
+        return ""
+
+
+class Several(World):
+    """A world of more than one, by torch.distributed."""
+
+    def __init__(self, rank: int, size: int, local_rank: int) -> None:
+        self.rank, self.size, self.local_rank = rank, size, local_rank
+
+    def gather(self, figures: Tensor) -> Tensor:
+        parts = [torch.empty_like(figures) for _ in range(self.size)]
+        dist.all_gather(parts, figures.contiguous())
+        return torch.stack(parts)
+
+    def gathered(self, parts: list[Tensor]) -> list[Tensor]:
+        lists: list[Any] = [None] * self.size
+        dist.all_gather_object(lists, [part.cpu() for part in parts])
+        device = parts[0].device if parts else "cpu"
+        return [part.to(device) for one in lists for part in one]
+
+    def shared(self, make: Callable[[], Result]) -> Result:
+        box = [make() if self.first else None]
+        dist.broadcast_object_list(box)
+        return box[0]
+
+    def in_turn(self, make: Callable[[], Result]) -> Result:
+        result = make() if self.local_rank == 0 else None
+        self.gathered([])
+        return result if self.local_rank == 0 else make()
+
+    def reduce(self, loss: Tensor, figures: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        images = len(figures)
+        mine = torch.zeros(3, dtype=torch.float64, device=loss.device)
+        if images:  # the mean of nothing is NaN
+            mine[0], mine[1], mine[2] = loss.detach().double() * images, figures.sum(), images
+        losses, total, count = self.gather(mine).sum(0)
+        return loss * (images * self.size / count), losses / count, total, count
+
+    def parallel(self, net: nn.Module, sync_bn: bool) -> nn.Module:
+        device = next(net.parameters()).device
+        for parent in list(net.modules()):
+            for name, child in parent.named_children():
+                if type(child) is nn.Dropout:
+                    setattr(parent, name, Dropout(child.p, self))
+                if type(child) is nn.BatchNorm2d and sync_bn and device.type == "cpu":
+                    setattr(parent, name, SyncBatchNorm(child, self.gather))
+        if sync_bn and device.type == "cuda":
+            net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
+        with warnings.catch_warnings():  # from torch 2.14 on, that the last argument has a new name
+            warnings.simplefilter("ignore", FutureWarning)
+            wrapped = nn.parallel.DistributedDataParallel(
+                net, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False
+            )
+        if self.size > 2 and device.type == "cpu":
+            wrapped.register_comm_hook(self, mean_in_rank_order)
+        return wrapped
+
+    def settle(self, net: nn.Module) -> None:
+        for buffer in net.buffers():
+            dist.broadcast(buffer, 0)
+
+    def __str__(self) -> str:
+        return f", {self.size} processes"
+
+
+class Dropout(nn.Dropout):
+    """A shard's part of what dropout would be of the whole batch: every process draws all of it, from one state."""
+
+    def __init__(self, p: float, world: World) -> None:
+        super().__init__(p)
+        self.world = world
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        counts = self.world.gather(torch.tensor(len(x), device=x.device)).tolist()
+        first = sum(counts[: self.world.rank])
+        return x * F.dropout(x.new_ones(sum(counts), *x.shape[1:]), self.p)[first : first + len(x)]
+
+
+def mean_in_rank_order(world: World, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """The mean of a bucket of gradients, added up in rank order: the same bits however gradients share out in buckets.
+
+    gloo's own sum starts at another rank for each part of a bucket; DDP lays its buckets out anew after the first step
+    of a process, so that a run that was resumed would differ from one that was not. As many bytes are sent as by it.
+    """
+    gradients = bucket.buffer()
+    length = -(-len(gradients) // world.size)
+    mine = F.pad(gradients, (0, length * world.size - len(gradients)))
+    parts = torch.empty_like(mine)
+    dist.all_to_all_single(parts, mine)
+    total, *others = parts.view(world.size, length)
+    for other in others:
+        total += other
+    total /= world.size
+    gradients.copy_(world.gather(total).view(-1)[: len(gradients)])
+    done: torch.futures.Future[Tensor] = torch.futures.Future()
+    done.set_result(gradients)
+    return done
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[World]:
+    """The world that this process was started in: of one, or by torchrun's environment variables of several.
+
+    Of several, the others than the first print nothing; whichever meets an error a user can cause is the only one to
+    say it, and those whose peers are gone leave too. Raises UserError for an environment that is not whole.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield World()
+        return
+    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise UserError(f"WORLD_SIZE is {size}, but {', '.join(missing)} is not set: start the processes by torchrun")
+    rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+    store, _, _ = next(dist.rendezvous("env://", timeout=PATIENCE))
+    dist.init_process_group(store=store, rank=rank, world_size=size, timeout=PATIENCE)
+    try:
+        with contextlib.ExitStack() as silence:
+            if rank > 0:
+                silence.enter_context(contextlib.redirect_stdout(silence.enter_context(open(os.devnull, "w"))))
+                silence.enter_context(warnings.catch_warnings())
+                warnings.simplefilter("ignore")
+            yield Several(rank, size, local_rank)
+    except KeyboardInterrupt:
+        if rank > 0:
+            sys.exit(130)
+        raise
+    except (UserError, OSError) as error:
+        if said_already(store):
+            sys.exit(2)
+        raise error
+    except RuntimeError as error:
+        if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        if said_already(store):
+            sys.exit(2)
+        raise UserError(f"another process is gone, so rank {rank} stops too ({last_words(error)})") from None
+    finally:
+        dist.destroy_process_group()
+
+
+def said_already(store: dist.Store) -> bool:
+    """Whether another process has said why all of them end."""
+    try:
+        return store.add("said", 1) > 1
+    except RuntimeError:  # the store is gone with the process that had it
+        return False
+
+
+def last_words(error: RuntimeError) -> str:
+    """What a collective's error says, without the place in torch's sources where it was raised."""
+    return str(error).splitlines()[0].rpartition("] ")[2].rstrip(". ")
