@@ -16,9 +16,11 @@ never selects: without a validation split the result is the last epoch's.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import sys
-import time
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resnet_min import recipes
@@ -27,6 +29,8 @@ from resnet_min.errors import UserError, run_script
 from resnet_min.tasks import TASKS
 
 if TYPE_CHECKING:
+    from resnet_min.runs.job import Job
+    from resnet_min.runs.pace import Pace
     from resnet_min.training.distributed import World
 
 
@@ -77,106 +81,142 @@ def main(argv: list[str] | None = None) -> None:
     from resnet_min.training import distributed
 
     with distributed.joined() as world:
-        train(world, flags)
+        prepare_and_train(flags, world)
 
 
-def train(world: World, flags: dict[str, Any]) -> None:
-    """Train as one of the processes of `world`, of which the first alone writes and prints."""
+def prepare_and_train(flags: dict[str, Any], world: World) -> None:
+    """What the command line asks for, as one of the processes of `world`: the first alone writes and prints."""
     recipe, out, resume = (flags.pop(name, None) for name in ("recipe", "out", "resume"))
     overwrite, dry_run = (flags.pop(name, False) for name in ("overwrite", "dry_run"))
 
-    from tqdm import tqdm
-
-    from resnet_min.model import count_parameters
-    from resnet_min.runs.environment import environment
-    from resnet_min.runs.folder import Run
+    from resnet_min.runs.folder import held, new_folder, of_launch
     from resnet_min.runs.job import announce, check_milestones, configure, describe_recipe, plan, prepare, reopen
-    from resnet_min.runs.tables import epoch_to_converge
-    from resnet_min.training import checkpoint, hardware, transfer
-    from resnet_min.training.cuda_graph import Recorder
-    from resnet_min.training.loop import Diverged, train_one_epoch
-    from resnet_min.training.optimizer import learning_rate, make_optimizer
-    from resnet_min.viz import figures
+    from resnet_min.runs.pace import Pace
+    from resnet_min.training import distributed, hardware, transfer
 
     # What to train
+    if resume is None and distributed.restarts():  # torchrun's command says how the run began: it goes on, if it can
+        begun = world.shared(lambda: of_launch(distributed.launch(), out))
+        if begun is not None and world.shared((begun / "last.pt").is_file):
+            resume, flags, recipe, out, overwrite = str(begun), {}, None, None, False
+        elif begun is not None:
+            out, overwrite = str(begun), True
     if resume is None:
-        config, saved_at = configure(flags, recipe), None
+        config, saved_at = world.in_turn(lambda: configure(flags, recipe)), None
         if recipe is not None:
             print(*describe_recipe(recipe, flags, config), sep="\n")
     else:
         beside = {"recipe": recipe, "out": out, "overwrite": overwrite}
-        config, saved_at = reopen(resume, {**flags, **{name: value for name, value in beside.items() if value}})
+        flags |= {name: value for name, value in beside.items() if value}
+        config, saved_at = world.shared(lambda: reopen(resume, flags))
     where = hardware.set_up(config, world)
     job = prepare(config, where)
-    config, task, net, steps = job.config, job.task, job.net, job.steps
-    figure = config.figure
     print(*announce(job), sep="\n")
     if "milestones" in flags:
-        check_milestones(config, steps)
+        check_milestones(job.config, job.steps)
     if dry_run:
         return print(*plan(job), sep="\n")
+    if saved_at is None and config.pretrained != "none":
+        skipped = transfer.load_pretrained(job.net, config.pretrained, config.arch)
+        print(f"weights: {config.pretrained}" + (f", except {', '.join(skipped)}" if skipped else ""))
+    folder = world.shared(lambda: new_folder(out, config, job.dataset.name) if saved_at is None else saved_at.parent)
+    with held(folder) if world.first else contextlib.nullcontext(), Pace(config.save_every, world.any) as pace:
+        train(job, folder, overwrite, saved_at, pace)
+
+
+def train(job: Job, folder: Path, overwrite: bool, saved_at: Path | None, pace: Pace) -> None:
+    """Train in a run's folder: a new run, or the one that the checkpoint `saved_at` goes on with."""
+    from tqdm import tqdm
+
+    from resnet_min.model import count_parameters
+    from resnet_min.runs.environment import environment, say_processes
+    from resnet_min.runs.folder import Run, starts
+    from resnet_min.runs.tables import epoch_to_converge
+    from resnet_min.training import checkpoint, transfer
+    from resnet_min.training.cuda_graph import Recorder
+    from resnet_min.training.loop import Diverged, Progress, train_one_epoch
+    from resnet_min.training.optimizer import learning_rate, make_optimizer
+    from resnet_min.viz import figures
 
     # A new run, or the one that goes on
+    config, task, net, steps, where = job.config, job.task, job.net, job.steps, job.where
+    figure, world = config.figure, where.world
+    last, curves = folder / "last.pt", folder / "curves.png"
     started = environment(where, config.data)
     if saved_at is None:
-        if config.pretrained != "none":
-            skipped = transfer.load_pretrained(net, config.pretrained, config.arch)
-            print(f"weights: {config.pretrained}" + (f", except {', '.join(skipped)}" if skipped else ""))
-        optimizer, done = make_optimizer(config, net), 0
-        run = Run.create(out, overwrite, config, started, job.dataset.name) if world.first else None
+        optimizer, done, progress = make_optimizer(config, net), 0, Progress.at(None, steps, where.device)
+        run = Run.create(folder, overwrite, config, started) if world.first else None
     else:
-        saved = checkpoint.load(saved_at)
-        done = saved["epoch"]
-        if tuple(saved["classes"]) != job.dataset.classes or saved["step"] != done * steps:
+        saved = world.shared(lambda: checkpoint.load(saved_at))
+        done, progress = saved["epoch"], Progress.at(saved.get("progress"), steps, where.device)
+        if tuple(saved["classes"]) != job.dataset.classes or saved["step"] != done * steps + progress.taken:
             raise UserError(
                 f"{config.data} is not the data that {saved_at} was trained on: its classes or sizes differ"
             )
-        transfer.freeze(net, config, done)
+        transfer.freeze(net, config, done + (progress.taken > 0))
         optimizer = make_optimizer(config, net)
         checkpoint.restore(saved, net, optimizer, saved_at)
-        run = Run.reopen(saved_at.parent, config, started, done, saved["step"]) if world.first else None
-    if world.first:
-        print(f"run: {run.folder}")
+        print(*say_processes(starts(folder), world.size), sep="\n", end="")
+        run = Run.reopen(folder, config, started, done, done * steps) if world.first else None
+    print(f"run: {folder}")
+
+    def keep_best(content: dict[str, Any]) -> None:
+        """Where the last epoch is the best by validation."""
+        rows = run.rows if job.watched == "val" else []
+        if rows and figure.best(rows, key=lambda row: figure.of(row, "val")) is rows[-1]:
+            checkpoint.save(folder / "best.pt", content)
+
+    def keep_within_epoch() -> None:
+        at = (epoch - 1, first + progress.taken, progress.saved())
+        if world.first:
+            checkpoint.save(last, checkpoint.snapshot(net, optimizer, config, job.dataset.classes, *at))
+
+    if world.first and saved_at is not None and not progress.taken:  # it may have been killed just before
+        keep_best(saved)
 
     # Train
     model = world.parallel(net, job.sync_bn)
     recorder = Recorder() if config.cuda_graph and where.device.type == "cuda" else None
     for epoch in range(done + 1, config.epochs + 1):
-        if epoch - 1 == config.freeze_epochs:  # the second phase, with an optimizer that remembers nothing of the first
+        # the second phase, with an optimizer that remembers nothing of the first
+        if epoch - 1 == config.freeze_epochs and not progress.taken:
             transfer.freeze(net, config, epoch)
             optimizer, model = make_optimizer(config, net), world.parallel(net, job.sync_bn)
         first = (epoch - 1) * steps
         rates = [learning_rate(config, first + step, steps) for step in range(steps)]
-        began = time.perf_counter()
+        bar = {"desc": f"epoch {epoch}", "total": steps, "leave": False}
+        bar["disable"] = not (world.first and sys.stderr.isatty())
         try:
-            with tqdm(
-                total=steps, desc=f"epoch {epoch}", leave=False, disable=not (world.first and sys.stderr.isatty())
-            ) as bar:
+            with tqdm(job.batches.epoch(epoch), **bar) as batches:
                 losses, trained = train_one_epoch(
-                    model, job.batches.epoch(epoch), optimizer, rates, where, task.loss,
-                    after_step=bar.update, recorder=recorder,
+                    model, batches, optimizer, rates, where, task.loss,
+                    after_step=partial(pace.ask, keep_within_epoch), recorder=recorder, progress=progress,
                 )  # fmt: skip
         except Diverged as error:
-            kept = f"{run.folder / 'last.pt'} holds epoch {epoch - 1}" if epoch > 1 else "no epoch was finished"
+            kept = "no epoch was finished"
+            if last.is_file():
+                kept = "{} holds epoch {epoch}, step {step}".format(last, **checkpoint.load(last))
             raise UserError(f"epoch {epoch}: {error}; {kept}; try a lower --lr") from None
-        seconds = time.perf_counter() - began
 
         world.settle(net)
+        seconds = progress.seconds
         row = {"epoch": epoch, "step": first + steps, "lr": rates[-1]}
         row |= {"train_loss": losses.double().mean().item(), f"train_{figure.key}": trained}
         for name, batches in job.held_out.items():
             if name == job.watched or epoch == config.epochs:
-                row |= {f"{name}_{key}": value for key, value in task.judge(net, batches.ordered(), where).items()}
+                images = pace.asked(batches.ordered(), keep_within_epoch)
+                row |= {f"{name}_{key}": value for key, value in task.judge(net, images, where).items()}
+        progress = Progress.at(None, steps, where.device)
         if not world.first:
             continue
         row |= {"seconds": seconds, "images_per_second": len(job.dataset.splits["train"]) / seconds}
         trace = zip(range(first + 1, first + steps + 1), rates, losses.tolist(), strict=True)
         run.log(row, [{"step": step, "lr": rate, "loss": loss} for step, rate, loss in trace])
 
-        snapshot = checkpoint.snapshot(net, optimizer, config, job.dataset.classes, epoch, first + steps)
-        checkpoint.save(run.folder / "last.pt", snapshot)
-        if job.watched == "val" and figure.best(run.rows, key=lambda row: figure.of(row, "val")) is row:
-            checkpoint.save(run.folder / "best.pt", snapshot)
+        content = checkpoint.snapshot(net, optimizer, config, job.dataset.classes, epoch, first + steps)
+        checkpoint.save(last, content)
+        keep_best(content)
+        pace.saved()
         values = {name: value for name in ("train", "val", "test") if (value := figure.of(row, name)) is not None}
         print(
             f"epoch {epoch}/{config.epochs}  lr {rates[-1]:.5f}  loss {row['train_loss']:.4f}  {figure.title}: "
@@ -189,7 +229,7 @@ def train(world: World, flags: dict[str, Any]) -> None:
     if not world.first:
         return
     rows = run.rows
-    figures.curves({run.folder.name: rows}, run.folder / "curves.png", figure)
+    figures.curves({folder.name: rows}, curves, figure)
     print(f"result: test {figure.words(rows[-1], 'test')} (epoch {rows[-1]['epoch']}, the last)")
     best = figure.best(rows, key=lambda row: figure.of(row, job.watched))
     value = figure.shown(figure.of(best, job.watched))
@@ -200,10 +240,10 @@ def train(world: World, flags: dict[str, Any]) -> None:
             f"best on test: {value} (epoch {best['epoch']}), chosen by looking at the test set: "
             "only to compare with reports that quote it"
         )
-    print(f"saved: {run.folder / 'last.pt'}, {run.folder / 'curves.png'}")
+    print(f"saved: {last}, {curves}")
     converged = epoch_to_converge(rows)
     print(
-        f"summary: {run.folder.name}: test {figure.words(rows[-1], 'test')}, {count_parameters(net):,} parameters, "
+        f"summary: {folder.name}: test {figure.words(rows[-1], 'test')}, {count_parameters(net):,} parameters, "
         f"{len(rows)} epochs in {sum(row['seconds'] for row in rows):,.0f} s of training on {where}"
         + (f", training loss converged at epoch {converged}" if converged is not None else "")
     )

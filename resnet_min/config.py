@@ -98,6 +98,9 @@ class Config:
         "where a shard is less than 32 images)", type=bool,
     )  # fmt: skip
     deterministic: bool = option(False, "on a GPU, use only bit-reproducible algorithms")
+    save_every: float | None = option(
+        None, "minutes between checkpoints within an epoch (default: only after each epoch)", type=float
+    )
     cuda_graph: bool = option(False, "on a GPU, record the training step as one CUDA graph")
 
     def __post_init__(self) -> None:
@@ -118,7 +121,7 @@ class Config:
                 raise UserError(f"{flag(name)} needs 3 numbers, red, green and blue; got {len(getattr(self, name))}")
         if self.std is not None and min(self.std) <= 0:
             raise UserError(f"--std must be positive; got {' '.join(map(str, self.std))}")
-        for name in ("lr", "freeze_lr"):
+        for name in ("lr", "freeze_lr", "save_every"):
             if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"{flag(name)} must be positive; got {getattr(self, name)}")
         if self.freeze != "none" and self.freeze_children:

@@ -48,7 +48,7 @@ OVERLAYS = {
 # Options that say where and how a run is made, not what it is: a run made with others is the same experiment.
 PLACE = (
     "data", "data_dir", "cache_dir", "mean", "std", "device", "amp", "channels_last", "kernels", "deterministic",
-    "cuda_graph", "pretrained",
+    "cuda_graph", "pretrained", "save_every",
 )  # fmt: skip
 
 
@@ -128,8 +128,6 @@ def run(recipe: str, seed: int, runs: Path, args: argparse.Namespace) -> bool:
 
     Raises UserError where it fails, or its folder is damaged or holds another experiment.
     """
-    from resnet_min.training import checkpoint
-
     folder = tables.folder_of(runs, recipe, seed)
     last = folder / "last.pt"
     settings = settings_of(recipe, seed, args)
@@ -139,7 +137,7 @@ def run(recipe: str, seed: int, runs: Path, args: argparse.Namespace) -> bool:
         if differ := differences(tables.read_config(folder), wanted):
             raise UserError(f"{folder} holds another experiment ({differ}): name another --runs")
     # The last line of the figures is written just before the last checkpoint; --smoke leaves no checkpoint.
-    if before and before.finished and (not last.is_file() or checkpoint.load(last)["epoch"] == before.config.epochs):
+    if before and before.finished and (not last.is_file() or is_complete(last, before.config.epochs)):
         print(f"{folder}: done")
         return False
     print(f"\n== {folder}", flush=True)
@@ -152,6 +150,14 @@ def run(recipe: str, seed: int, runs: Path, args: argparse.Namespace) -> bool:
         for file in folder.glob("*.pt"):
             file.unlink()
     return True
+
+
+def is_complete(last: Path, epochs: int) -> bool:
+    """Whether a run with its checkpoint `last` has all its epochs and its curves."""
+    from resnet_min.runs.folder import lacks_curves
+    from resnet_min.training import checkpoint
+
+    return checkpoint.load(last)["epoch"] == epochs and not lacks_curves(last.parent, epochs)
 
 
 def differences(there: TaskConfig, wanted: TaskConfig, besides: Sequence[str] = ()) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ..errors import UserError
-from ..files import write_whole
+from ..files import sweep, write_whole
 
 FORMAT = 1  # of the cache: raise it when what is decoded changes, and old caches are rebuilt
 
@@ -36,6 +36,7 @@ def cached(
     else:
         places = [folder / ".resnet_min_cache"] + [Path(home, ".cache", "resnet_min")] * (home != "~")
     for place in places:
+        sweep(place)
         content = _read_cache(place / file, stamp)
         if content is not None:
             return content

@@ -3,19 +3,69 @@ a step), checkpoints, pictures."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..config import Config
-from ..errors import UserError
-from ..files import write_whole
+from ..errors import Terminated, UserError
+from ..files import named, sweep, write_whole
 
 LOGS = {"metrics.jsonl": "epoch", "steps.jsonl": "step"}  # what a line is of
 FILES = ("config.json", "environment.jsonl", "metrics.jsonl", "steps.jsonl", "last.pt", "best.pt", "curves.png")
+
+
+def new_folder(out: str | None, config: Config, data_name: str) -> Path:
+    """The folder of a new run: `out`, or the next free runs/ARCH[-plain]-DATA-K. Raises UserError for a file."""
+    if out is None:
+        return _next_free(f"{config.arch}{'-plain' if config.plain else ''}-{data_name}")
+    folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out {folder} is a file; name a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def of_launch(launch: str, out: str | None) -> Path | None:
+    """The folder, `out` or one under runs/, of the run that a start of torchrun began; None where it had not yet."""
+    folders = [Path(out)] if out else Path("runs").glob("*")
+    mine = [folder for folder in folders if launch in {row.get("launch") for row in starts(folder)}]
+    return max(mine, key=lambda folder: (folder / "environment.jsonl").stat().st_mtime, default=None)
+
+
+def starts(folder: Path) -> list[dict[str, Any]]:
+    """What `environment` said at each start of a run, the last one last."""
+    return _lines(folder / "environment.jsonl")
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep other processes from training in a run's folder; one that dies lets go. What killed ones left is removed.
+
+    A signal's exception (see errors.py) gets a message that says how to go on. Raises UserError where another process
+    trains there.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"another process is training in {folder}: wait for its end, or name another folder") from None
+    try:
+        sweep(folder)
+        yield
+    except KeyboardInterrupt as error:
+        said = "terminated" if isinstance(error, Terminated) else "interrupted"
+        kept = f"python train.py --resume {folder} goes on" if (folder / "last.pt").is_file() else "nothing was saved"
+        raise type(error)(f"{said}: {kept}") from None
+    finally:
+        (folder / ".lock").unlink(missing_ok=True)  # before it is let go: then it may be another's
+        lock.release()
 
 
 class Run:
@@ -24,45 +74,44 @@ class Run:
     def __init__(self, folder: Path, config: Config, environment: dict[str, Any], rows: list[dict[str, Any]]) -> None:
         self.folder, self.rows = folder, rows
         write_whole(folder / "config.json", json.dumps(dataclasses.asdict(config), indent=1) + "\n")
-        self._append("environment.jsonl", [environment])
+        write_whole(folder / "environment.jsonl", _jsonl([*starts(folder), environment]))
 
     @classmethod
-    def create(
-        cls, out: str | None, overwrite: bool, config: Config, environment: dict[str, Any], data_name: str
-    ) -> Run:
-        """A new run in folder `out`, or in the next free runs/ARCH[-plain]-DATA-K.
-
-        Raises UserError where `out` holds a run that may not be overwritten, or is a file.
-        """
-        if out is None:
-            folder = _next_free(f"{config.arch}{'-plain' if config.plain else ''}-{data_name}")
-            return cls(folder, config, environment, [])
-        folder = Path(out)
-        if folder.exists() and not folder.is_dir():
-            raise UserError(f"--out {folder} is a file; name a folder")
+    def create(cls, folder: Path, overwrite: bool, config: Config, environment: dict[str, Any]) -> Run:
+        """A new run in `folder`. Raises UserError where that holds one that may not be overwritten."""
         if any((folder / name).exists() for name in FILES):
             if not overwrite:
                 raise UserError(f"{folder} already holds a run: --resume {folder} goes on, --overwrite replaces it")
             for name in FILES:
                 (folder / name).unlink(missing_ok=True)
-        folder.mkdir(parents=True, exist_ok=True)
         return cls(folder, config, environment, [])
 
     @classmethod
     def reopen(cls, folder: Path, config: Config, environment: dict[str, Any], epoch: int, step: int) -> Run:
-        """Go on in `folder` after `epoch` and `step`. Later lines go: their checkpoint was never written."""
-        _truncate(folder / "steps.jsonl", "step", step)
-        return cls(folder, config, environment, _truncate(folder / "metrics.jsonl", "epoch", epoch))
+        """Go on in `folder` after `epoch`, which ended with `step`. Later lines go: they are written again."""
+        rows = []
+        for name, last in (("steps.jsonl", step), ("metrics.jsonl", epoch)):
+            unit = LOGS[name]
+            rows = [row for row in _lines(folder / name) if _is_number(row.get(unit)) and row[unit] <= last]
+            write_whole(folder / name, _jsonl(rows))
+        return cls(folder, config, environment, rows)
 
     def log(self, row: dict[str, Any], steps: list[dict[str, Any]]) -> None:
-        """Append an epoch's line and its steps'."""
+        """Append an epoch's line and its steps', on disk before a checkpoint says that they are there."""
         self.rows.append(row)
-        self._append("metrics.jsonl", [row])
-        self._append("steps.jsonl", steps)
+        for name, rows in (("metrics.jsonl", [row]), ("steps.jsonl", steps)):
+            with named(self.folder / name), open(self.folder / name, "a") as file:
+                file.write(_jsonl(rows))
+                file.flush()
+                os.fsync(file.fileno())
 
-    def _append(self, name: str, lines: list[dict[str, Any]]) -> None:
-        with open(self.folder / name, "a") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines)
+
+def lacks_curves(folder: Path, epoch: int) -> bool:
+    """Whether a run that has logged its last epoch, `epoch`, ended before its curves were drawn."""
+    rows, last, curves = _lines(folder / "metrics.jsonl"), folder / "last.pt", folder / "curves.png"
+    if not rows or rows[-1].get("epoch") != epoch or not last.is_file():
+        return False
+    return not curves.is_file() or curves.stat().st_mtime < last.stat().st_mtime
 
 
 def names(runs: Sequence[Path]) -> list[str]:
@@ -83,18 +132,17 @@ def _next_free(stem: str) -> Path:
             number += 1
 
 
-def _truncate(path: Path, key: str, last: int) -> list[dict[str, Any]]:
-    """Keep the lines of a .jsonl file whose `key` is at most `last`, and return them."""
-    kept = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            row = json.loads(line)
-        except ValueError:  # a line that a kill cut short: nothing after it counts
-            break
-        if row[key] <= last:
-            kept.append(row)
-    write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
-    return kept
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a .jsonl file, but for lines that a kill cut short; none where it is not there."""
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError):
+            rows.append(json.loads(line))
+    return [row for row in rows if isinstance(row, dict)]
+
+
+def _jsonl(rows: Sequence[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 def read_rows(run: str | Path, log: str = "metrics.jsonl") -> list[dict[str, float]]:

@@ -22,6 +22,7 @@ from ..tasks.task import Batches, Dataset, Task
 from ..training import checkpoint, transfer
 from ..training.hardware import Hardware
 from ..training.optimizer import learning_rate
+from .folder import lacks_curves
 
 
 def configure(flags: Mapping[str, Any], recipe_name: str | None) -> TaskConfig:
@@ -61,14 +62,14 @@ def describe_recipe(name: str, flags: Mapping[str, Any], config: TaskConfig) -> 
 def reopen(resume: str, flags: Mapping[str, Any]) -> tuple[TaskConfig, Path]:
     """The options and the checkpoint of the run to go on with; `flags` may say only for how many epochs.
 
-    Raises UserError for another flag, a checkpoint that cannot be read, and a run that is finished.
+    Raises UserError for another flag, a checkpoint that cannot be read, and a run that is finished, curves and all.
     """
     if wrong := [flag(name) for name in flags if name != "epochs"]:
         raise UserError(f"--resume takes every option but --epochs from the run; remove {', '.join(wrong)}")
     path = checkpoint.find(resume)
     saved = checkpoint.load(path)
     config = dataclasses.replace(tasks.read_config(saved["config"]), **flags)
-    if saved["epoch"] >= config.epochs:
+    if saved["epoch"] >= config.epochs and not lacks_curves(path.parent, saved["epoch"]):
         raise UserError(f"{path} has already finished its {saved['epoch']} epochs; pass a larger --epochs to continue")
     return config, path
 
@@ -131,6 +132,8 @@ def prepare(config: TaskConfig, where: Hardware) -> Job:
     transfer.freeze(net, config, epoch=1)
     batches = task.batches(dataset.splits["train"], where)
     maps = backbone_of(net.eval()).features(torch.zeros(1, 3, *batches.size))
+    if config.cuda_graph and where.world.size > 1:
+        raise UserError("--cuda-graph records the step of one process: leave it out under torchrun")
     processes, last = where.world.size, images % config.batch_size or config.batch_size
     sync_bn = config.sync_bn
     if sync_bn is None:

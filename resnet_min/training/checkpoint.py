@@ -7,6 +7,10 @@ A checkpoint is a dict of tensors and plain values, loadable with `torch.load(â€
     rng        torch's generator states by device            config     every option (recipes.Config)
     classes    class names                                   mean, std  of the normalisation, units of 1
     versions   python, torch, numpy and ours
+
+One that was saved within an epoch also has what its steps gave so far (`loop.Progress`), and `step` counts these:
+
+    progress   losses [steps taken], figures: their sum over the images seen, seen, seconds
 """
 
 from __future__ import annotations
@@ -32,9 +36,18 @@ KEYS = ("model", "optimizer", "schedule", "epoch", "step", "rng", "config", "cla
 
 
 def snapshot(
-    model: nn.Module, optimizer: torch.optim.Optimizer, config: Config, classes: tuple[str, ...], epoch: int, step: int
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    config: Config,
+    classes: tuple[str, ...],
+    epoch: int,
+    step: int,
+    progress: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The checkpoint of a run that has completed `epoch` epochs and `step` steps. `config` carries mean and std."""
+    """The checkpoint of a run that has completed `epoch` epochs and `step` steps. `config` carries mean and std.
+
+    progress: where it is within an epoch, what that has given so far (`loop.Progress.saved`).
+    """
     rng = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         rng["cuda"] = torch.cuda.get_rng_state()
@@ -58,6 +71,7 @@ def snapshot(
             "numpy": np.__version__,
             "resnet_min": __version__,
         },
+        **({} if progress is None else {"progress": progress}),
     }
 
 
