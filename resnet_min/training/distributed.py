@@ -6,10 +6,12 @@ all of it is the identity, so that nothing else asks how many there are.
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -203,6 +205,7 @@ def joined() -> Iterator[World]:
         raise UserError(f"WORLD_SIZE is {size}, but {', '.join(missing)} is not set: start the processes by torchrun")
     rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
     store, _, _ = next(dist.rendezvous("env://", timeout=PATIENCE))
+    store = dist.PrefixStore(f"{restarts()}/{size}", store)  # torchrun's own, which remembers processes of before
     dist.init_process_group(store=store, rank=rank, world_size=size, timeout=PATIENCE)
     try:
         with contextlib.ExitStack() as silence:
@@ -253,14 +256,15 @@ def said_already(store: dist.Store, rank: int) -> bool:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
-        if rank > 0:
-            with contextlib.suppress(dist.DistStoreError):
-                store.wait(["said"], timedelta(seconds=1))
+        for _ in range(10 if rank > 0 else 0):
+            if store.check(["said"]):
+                break
+            time.sleep(0.1)
         return store.add("said", 1) > 1
     except RuntimeError:  # the store is gone with the process that had it
         return False
 
 
 def last_words(error: RuntimeError) -> str:
-    """What a collective's error says, without the place in torch's sources where it was raised."""
-    return str(error).splitlines()[0].rpartition("] ")[2].rstrip(". ")
+    """What a collective's error says, without the place in torch's sources where it was raised, and advice on that."""
+    return re.sub(r"^\[\S*\.cc:\d+\] ", "", str(error)).partition(". ")[0]

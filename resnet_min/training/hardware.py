@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -27,6 +27,10 @@ class Hardware:
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+
+    def alone(self) -> Hardware:
+        """This process' device, for what it does by itself."""
+        return replace(self, world=World())
 
     def __str__(self) -> str:
         if self.device.type == "cuda":
