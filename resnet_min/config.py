@@ -112,9 +112,11 @@ class Config:
                 raise UserError(f"{flag(item.name)} is {KINDS[_kind(item)]}; got {ascii(value):.80}")
             choices = item.metadata["choices"]
             if choices and value not in choices:
-                raise UserError(f"{flag(item.name)} is one of {', '.join(choices)}; got {value!r}")
+                raise UserError(f"{flag(item.name)} is one of {', '.join(choices)}; got {value!r:.80}")
         if self.arch not in ARCHS:
-            raise UserError(f"unknown arch {self.arch!r}{did_you_mean(self.arch, ARCHS)}; known: {', '.join(ARCHS)}")
+            raise UserError(
+                f"unknown arch {self.arch!r:.80}{did_you_mean(self.arch, ARCHS)}; known: {', '.join(ARCHS)}"
+            )
         self.check_at_most(1_000_000, "epochs")
         self.check_at_least(1, "epochs", "batch_size", "limit", "t_max", "freeze_epochs")
         self.check_at_least(0, "val_size", "momentum", "wd", "freeze_children")

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..files import printable
 from .cache import cached
 from .decode import decode, is_sound
 from .sources import NEEDED, Source, find
@@ -64,7 +65,7 @@ class Dataset:
     def contents(self) -> dict[str, str]:
         counts = {name: part.labels.bincount(minlength=len(self.classes)) for name, part in self.splits.items()}
         return {
-            name: ", ".join(f"{c} {n}" for c, n in zip(self.classes, labels.tolist(), strict=True))
+            name: ", ".join(f"{printable(c)} {n}" for c, n in zip(self.classes, labels.tolist(), strict=True))
             for name, labels in counts.items()
         }
 

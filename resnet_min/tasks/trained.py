@@ -11,6 +11,7 @@ from torch import nn
 from ..config import shown
 from ..data.sources import NEEDED
 from ..errors import UserError
+from ..files import printable
 from ..training import checkpoint
 from . import read_config, recognised
 from .options import TaskConfig
@@ -87,4 +88,4 @@ def load_data(trained: Trained, split: str = "test", **places: Any) -> Dataset:
 
 
 def _some(names: tuple[str, ...]) -> str:
-    return f"{len(names)} ({', '.join(names[:12])}{', …' if len(names) > 12 else ''})"
+    return f"{len(names)} ({', '.join(map(printable, names[:12]))}{', …' if len(names) > 12 else ''})"

@@ -96,16 +96,19 @@ def restore(checkpoint: dict[str, Any], model: nn.Module, optimizer: torch.optim
 
 
 def is_state_of(optimizer: torch.optim.Optimizer, state: dict[int, dict[str, Any]]) -> bool:
-    """Whether each parameter's state has the entries and shapes that `optimizer` keeps for it."""
+    """Whether `state` has for each parameter, or for none, the entries and shapes that `optimizer` keeps for it."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    wanted = {"momentum_buffer"} if isinstance(optimizer, torch.optim.SGD) else {"step", "exp_avg", "exp_avg_sq"}
-    for number, slot in state.items():
-        if number >= len(parameters) or (slot and slot.keys() != wanted):
-            return False
-        shapes = {name: () if name == "step" else parameters[number].shape for name in slot}
-        if shapes != {name: getattr(value, "shape", None) for name, value in slot.items()}:
-            return False
-    return True
+    names = ("momentum_buffer",) if isinstance(optimizer, torch.optim.SGD) else ("step", "exp_avg", "exp_avg_sq")
+    wanted = {
+        number: {name: () if name == "step" else parameter.shape for name in names}
+        for number, parameter in enumerate(parameters)
+    }
+    shapes = {
+        number: {name: getattr(value, "shape", None) for name, value in slot.items()}
+        for number, slot in state.items()
+        if slot
+    }
+    return not shapes or shapes == wanted
 
 
 def save(path: str | Path, checkpoint: dict[str, Any]) -> None:

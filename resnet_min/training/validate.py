@@ -16,6 +16,7 @@ The options in it are checked by `Config`, as flags are, and the network that th
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
 import pickle
 import pickletools
@@ -77,8 +78,7 @@ def _check_archive(archive: zipfile.ZipFile, file: BinaryIO, path: str | Path) -
         if member.filename.endswith(".pkl"):
             if member.file_size > MOST_PICKLE:
                 raise UserError(f"{path} is refused: {member.filename} in it is larger than {MOST_PICKLE:,} bytes")
-            with archive.open(member) as content:
-                _check_pickles(content, path)
+            _check_pickles(io.BytesIO(archive.read(member)), path)
 
 
 def _directory(file: BinaryIO) -> int:
@@ -97,7 +97,7 @@ def _directory(file: BinaryIO) -> int:
     return fields[9] if fields[0] == b"PK\6\6" and fields[12] == end - DIRECTORY_END_64.size else -1
 
 
-def _check_pickles(file: Any, path: str | Path, count: int = 1) -> None:
+def _check_pickles(file: BinaryIO, path: str | Path, count: int = 1) -> None:
     """Raise UserError where the next `count` pickles in a file name anything but GLOBALS, or are none, or too long."""
     try:
         for _ in range(count):
@@ -212,7 +212,7 @@ def is_progress(value: Any) -> bool:
     if not isinstance(value, dict) or not value.keys() >= {"losses", "figures", "seen", "seconds"}:
         return False
     losses = value["losses"]
-    series = isinstance(losses, Tensor) and losses.dtype == torch.float64 and losses.dim() == 1
+    series = isinstance(losses, Tensor) and losses.is_floating_point() and losses.dim() == 1
     return series and is_count(value["seen"]) and is_number(value["figures"]) and is_number(value["seconds"])
 
 

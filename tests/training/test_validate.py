@@ -173,6 +173,8 @@ def test_options_go_through_the_checks_of_flags(path, option, value, said):
 STATES = {
     "another number of parameters": lambda state: state.update({10**6: state.pop(0)}),
     "another shape": lambda state: state[0].update(momentum_buffer=torch.zeros(3)),
+    "none of one parameter": lambda state: state.pop(5),
+    "an empty one": lambda state: state[5].clear(),
     "another optimizer": lambda state: state[0].update(exp_avg=torch.zeros(3)),
     "a number": lambda state: state[0].update(momentum_buffer=3.0),
 }

@@ -8,6 +8,8 @@ A part is a folder with `train_data` and `test_data`, each with `images/NAME.jpg
 from __future__ import annotations
 
 import os
+import struct
+import zlib
 from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ from ...data.splits import Dataset, mean_std, stratified
 from ...errors import UserError
 
 TRUTH = ("ground-truth", "ground_truth")  # what copies call the folder of annotations
+MOST_ANNOTATION = 2**24  # bytes of an annotation, inflated: about a million heads
 SLACK = 1.0  # pixels: MATLAB counts them from 1 at their centres, so a point on the border may lie half of one outside
 
 
@@ -218,7 +221,8 @@ def read_points(file: str | os.PathLike, size: tuple[int, int]) -> np.ndarray:
     from scipy.io import loadmat
 
     try:
-        points = loadmat(file)["image_info"][0, 0][0, 0][0]
+        _check_size(file)
+        points = loadmat(file, variable_names=["image_info"])["image_info"][0, 0][0, 0][0]
         points = np.asarray(points, dtype=np.float64).reshape(-1, 2)  # MATLAB writes no heads as 0×0
     except Exception as error:  # scipy's reader raises many kinds, and other files have other contents
         raise UserError(f"cannot read the annotation {file}: {type(error).__name__}: {error}") from error
@@ -232,6 +236,22 @@ def read_points(file: str | os.PathLike, size: tuple[int, int]) -> np.ndarray:
             f"{size[1]}x{size[0]}: correct or remove it"
         )
     return points.clip(0, limits).astype(np.float32)
+
+
+def _check_size(file: str | os.PathLike) -> None:
+    """Raise ValueError where a MATLAB file is larger than MOST_ANNOTATION, or what is compressed in it becomes so."""
+    if os.path.getsize(file) > MOST_ANNOTATION:
+        raise ValueError(f"it is larger than {MOST_ANNOTATION:,} bytes")
+    content = Path(file).read_bytes()
+    order = "<" if content[126:128] == b"IM" else ">"
+    room, at = MOST_ANNOTATION, 128  # where the elements begin: kind, bytes, content
+    while at + 8 <= len(content):
+        kind, size = struct.unpack_from(f"{order}2I", content, at)
+        if kind == 15:  # miCOMPRESSED
+            room -= len(zlib.decompressobj().decompress(content[at + 8 : at + 8 + size], max(room, 1)))
+            if room <= 0:
+                raise ValueError(f"it becomes larger than {MOST_ANNOTATION:,} bytes")
+        at += 8 + size
 
 
 def read_image(file: str | os.PathLike) -> Split:
