@@ -7,6 +7,7 @@
     python eval.py model.pt --data FOLDER --tta flip --json figures.json
     python eval.py runs/resnet18-part_B_final-1 --worst 4        crowd counting: MAE, MSE and density maps
     python eval.py runs/resnet20-digits-1 --images a.jpg FOLDER  what it says of your own images, of any size
+    torchrun --nproc-per-node 2 eval.py runs/resnet18-1          several processes share the images
 
 A checkpoint contains everything needed: options, classes, normalisation and weights. Recall, precision,
 specificity, F1 and AUC are of each class against all others, and scikit-learn's; a class that is absent or never
@@ -38,6 +39,7 @@ from resnet_min.tasks import TASKS
 if TYPE_CHECKING:
     from resnet_min.tasks.task import Evaluation, Split
     from resnet_min.tasks.trained import Trained
+    from resnet_min.training.distributed import World
     from resnet_min.training.hardware import Hardware
 
 MOST_WORST = 100  # images that one picture shows legibly
@@ -177,6 +179,14 @@ def main(argv: list[str] | None = None) -> None:
     if args.worst is not None and not 1 <= args.worst <= MOST_WORST:
         raise UserError(f"--worst draws 1 to {MOST_WORST} images; got {args.worst}")
 
+    from resnet_min.training import distributed
+
+    with distributed.joined() as world:
+        evaluate(args, world)
+
+
+def evaluate(args: argparse.Namespace, world: World) -> None:
+    """What the command line asks for, as one of the processes of `world`: the first alone writes, draws and prints."""
     import torch
 
     from resnet_min import ops
@@ -188,14 +198,16 @@ def main(argv: list[str] | None = None) -> None:
 
     ops.set_backend(args.kernels)
     split = args.split or "test"
-    paths = list(dict.fromkeys(checkpoint.find(name) for name in args.checkpoints or [None]))
+    if args.images and world.size > 1:
+        raise UserError("--images is answered by one process: leave torchrun out")
+    paths = world.shared(lambda: list(dict.fromkeys(checkpoint.find(name) for name in args.checkpoints or [None])))
     names = runs.names([path.parent if path.name == "last.pt" else path for path in paths])
     results: list[Evaluation] = []
     all_figures: list[dict[str, Any]] = []
     first = None
     for path, name in zip(paths, names, strict=True):
         print(("\n" if results else "") + f"checkpoint: {path}{'' if args.checkpoints else ' (the newest run)'}")
-        subject = trained.load(path)
+        subject = world.shared(partial(trained.load, path))
         config, net = subject.task.config, subject.net
         first = first or subject
         if type(config) is not type(first.task.config):
@@ -209,8 +221,8 @@ def main(argv: list[str] | None = None) -> None:
             f"{count_parameters(net):,} parameters, epoch {subject.epoch}"
         )
         places = {"data": args.data, "data_dir": args.data_dir, "cache_dir": args.cache_dir}
-        dataset = None if args.images else trained.load_data(subject, split, **places)
-        where = hardware.hardware(args.device, args.amp or config.amp)
+        dataset = None if args.images else world.in_turn(partial(trained.load_data, subject, split, **places))
+        where = hardware.hardware(args.device, args.amp or config.amp, world)
         if where.device.type == "cpu":
             hardware.keep_freed_memory()
         if dataset is not None:
@@ -231,6 +243,8 @@ def main(argv: list[str] | None = None) -> None:
         about = {"checkpoint": str(path), "name": name, "data": dataset.source, "split": split}
         all_figures.append({**about, **result.figures})
 
+    if not world.first:
+        return
     if len(results) > 1:
         sources = [figures["data"] for figures in all_figures]
         labels = names_of(names, sources)

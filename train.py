@@ -85,27 +85,34 @@ def main(argv: list[str] | None = None) -> None:
     from resnet_min.training import distributed
 
     with distributed.joined() as world:
-        begin(world, flags)
+        prepare_and_train(flags, world)
 
 
-def begin(world: World, flags: dict[str, Any]) -> None:
-    """Train what the flags say, as one of the processes of `world`, of which the first alone writes and prints."""
+def prepare_and_train(flags: dict[str, Any], world: World) -> None:
+    """What the command line asks for, as one of the processes of `world`: the first alone writes and prints."""
     recipe, out, resume = (flags.pop(name, None) for name in ("recipe", "out", "resume"))
     overwrite, dry_run = (flags.pop(name, False) for name in ("overwrite", "dry_run"))
 
-    from resnet_min.runs.folder import held, new_folder
+    from resnet_min.runs.folder import held, new_folder, of_launch
     from resnet_min.runs.job import announce, check_milestones, configure, describe_recipe, plan, prepare, reopen
     from resnet_min.runs.pace import Pace
-    from resnet_min.training import hardware, transfer
+    from resnet_min.training import distributed, hardware, transfer
 
     # What to train
+    if resume is None and distributed.restarts():  # torchrun's command says how the run began: it goes on, if it can
+        begun = world.shared(lambda: of_launch(distributed.launch(), out))
+        if begun is not None and world.shared((begun / "last.pt").is_file):
+            resume, flags, recipe, out, overwrite = str(begun), {}, None, None, False
+        elif begun is not None:
+            out, overwrite = str(begun), True
     if resume is None:
-        config, saved_at = configure(flags, recipe), None
+        config, saved_at = world.in_turn(lambda: configure(flags, recipe)), None
         if recipe is not None:
             print(*describe_recipe(recipe, flags, config), sep="\n")
     else:
         beside = {"recipe": recipe, "out": out, "overwrite": overwrite}
-        config, saved_at = reopen(resume, {**flags, **{name: value for name, value in beside.items() if value}})
+        flags |= {name: value for name, value in beside.items() if value}
+        config, saved_at = world.shared(lambda: reopen(resume, flags))
     where = hardware.set_up(config, world)
     job = prepare(config, where)
     print(*announce(job), sep="\n")
@@ -116,8 +123,8 @@ def begin(world: World, flags: dict[str, Any]) -> None:
     if saved_at is None and config.pretrained != "none":
         skipped = transfer.load_pretrained(job.net, config.pretrained, config.arch)
         print(f"weights: {config.pretrained}" + (f", except {', '.join(skipped)}" if skipped else ""))
-    folder = saved_at.parent if saved_at else world.shared(lambda: new_folder(out, config, job.dataset.name))
-    with held(folder) if world.first else contextlib.nullcontext(), Pace(config.save_every, world) as pace:
+    folder = world.shared(lambda: new_folder(out, config, job.dataset.name) if saved_at is None else saved_at.parent)
+    with held(folder) if world.first else contextlib.nullcontext(), Pace(config.save_every, world.any) as pace:
         train(job, folder, overwrite, saved_at, pace)
 
 
@@ -126,8 +133,8 @@ def train(job: Job, folder: Path, overwrite: bool, saved_at: Path | None, pace: 
     from tqdm import tqdm
 
     from resnet_min.model import count_parameters
-    from resnet_min.runs.environment import environment
-    from resnet_min.runs.folder import Run
+    from resnet_min.runs.environment import environment, say_processes
+    from resnet_min.runs.folder import Run, starts
     from resnet_min.runs.tables import epoch_to_converge
     from resnet_min.training import checkpoint, transfer
     from resnet_min.training.cuda_graph import Recorder
@@ -144,18 +151,16 @@ def train(job: Job, folder: Path, overwrite: bool, saved_at: Path | None, pace: 
         optimizer, done, progress = make_optimizer(config, net), 0, Progress.at(None, steps, where.device)
         run = Run.create(folder, overwrite, config, started) if world.first else None
     else:
-        saved = checkpoint.load(saved_at)
-        done, within = saved["epoch"], saved.get("progress")
-        taken = len(within["losses"]) if within else 0
-        of_steps = taken <= steps and saved["step"] == done * steps + taken
-        if tuple(saved["classes"]) != job.dataset.classes or not of_steps:
+        saved = world.shared(lambda: checkpoint.load(saved_at))
+        done, progress = saved["epoch"], Progress.at(saved.get("progress"), steps, where.device)
+        if tuple(saved["classes"]) != job.dataset.classes or saved["step"] != done * steps + progress.taken:
             raise UserError(
                 f"{config.data} is not the data that {saved_at} was trained on: its classes or sizes differ"
             )
-        progress = Progress.at(within, steps, where.device)
-        transfer.freeze(net, config, done + (taken > 0))
+        transfer.freeze(net, config, done + (progress.taken > 0))
         optimizer = make_optimizer(config, net)
         checkpoint.restore(saved, net, optimizer, saved_at)
+        print(*say_processes(starts(folder), world.size), sep="\n", end="")
         run = Run.reopen(folder, config, started, done, done * steps) if world.first else None
     print(f"run: {folder}")
 
@@ -170,7 +175,7 @@ def train(job: Job, folder: Path, overwrite: bool, saved_at: Path | None, pace: 
         if world.first:
             checkpoint.save(last, checkpoint.snapshot(net, optimizer, config, job.dataset.classes, *at))
 
-    if saved_at is not None and not progress.taken:  # it may have been killed just before
+    if world.first and saved_at is not None and not progress.taken:  # it may have been killed just before
         keep_best(saved)
 
     # Train
@@ -198,8 +203,8 @@ def train(job: Job, folder: Path, overwrite: bool, saved_at: Path | None, pace: 
                 kept = "{} holds epoch {epoch}, step {step}".format(last, **checkpoint.load(last))
             raise UserError(f"epoch {epoch}: {error}; {kept}; try a lower --lr") from None
 
-        seconds = progress.seconds
         world.settle(net)
+        seconds = progress.seconds
         row = {"epoch": epoch, "step": first + steps, "lr": rates[-1]}
         row |= {"train_loss": losses.double().mean().item(), f"train_{figure.key}": trained}
         for name, batches in job.held_out.items():

@@ -112,8 +112,8 @@ def assert_same_run(one, two, name="last.pt"):
     assert first["epoch"] == second["epoch"] and first["step"] == second["step"]
     for name, tensor in first["model"].items():
         assert torch.equal(tensor, second["model"][name]), name
-    for one_state, two_state in zip(
-        first["optimizer"]["state"].values(), second["optimizer"]["state"].values(), strict=True
-    ):
-        assert torch.equal(one_state["momentum_buffer"], two_state["momentum_buffer"])
+    states = (saved["optimizer"]["state"].values() for saved in (first, second))
+    for one_state, two_state in zip(*states, strict=True):
+        assert one_state.keys() == two_state.keys()
+        assert all(torch.equal(tensor, two_state[name]) for name, tensor in one_state.items())
     assert torch.equal(first["rng"]["cpu"], second["rng"]["cpu"])

@@ -2,10 +2,10 @@
 
 import multiprocessing
 import os
+import pickle
 import socket
-from concurrent.futures import ProcessPoolExecutor
-
-from resnet_min.training import distributed
+import tempfile
+from pathlib import Path
 
 
 def free_port():
@@ -14,21 +14,41 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def in_world(size, function, *args):
-    """What `function(world, *args)`, a module's, returns in each of `size` processes, in rank order."""
+def in_world(size, function, *args, **environment):
+    """What `function(*args)`, a module's, returns in each of `size` processes, in rank order."""
+    codes, results = run_world(size, function, *args, **environment)
+    assert codes == [0] * size
+    return results
+
+
+def run_world(size, function, *args, **environment):
+    """Exit codes of the processes, and what each returned or None. `environment`: further variables."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch.nn.parallel", "torch._dynamo", "resnet_min.tasks.trained", "tqdm"])
-    port = free_port()
-    with ProcessPoolExecutor(size, context) as pool:
-        calls = [pool.submit(_call, rank, size, port, function, args) for rank in range(size)]
-        return [call.result(timeout=120) for call in calls]
+    context.set_forkserver_preload(["torch.nn.parallel", "torch._dynamo", "resnet_min.tasks.trained", "processes"])
+    environment |= dict(WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder, str(rank)) for rank in range(size)]
+        processes = [
+            context.Process(
+                target=_call,
+                args=({**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}, os.getcwd(), file, function, args),
+            )
+            for rank, file in enumerate(files)
+        ]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(120)
+            process.kill()
+            process.join()
+        results = [pickle.loads(file.read_bytes()) if file.exists() else None for file in files]
+    return [process.exitcode for process in processes], results
 
 
-def _call(rank, size, port, function, args):
+def _call(environment, folder, file, function, args):
     import torch
 
     torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size))
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    with distributed.joined() as world:
-        return function(world, *args)
+    os.chdir(folder)
+    os.environ.update(environment)
+    file.write_bytes(pickle.dumps(function(*args)))

@@ -6,6 +6,7 @@ import datetime
 import os
 import platform
 import subprocess
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,21 @@ from typing import Any
 import torch
 
 from .. import __version__, ops
+from ..training.distributed import launch
 from ..training.hardware import Hardware
 
 
 def environment(where: Hardware, data: str) -> dict[str, Any]:
-    """Plain values: when it started, on what data, device, processor, kernels, versions, and `revision`."""
+    """Plain values: when it started, on what data, device, processor, kernels, versions, and `revision`.
+
+    `processes` says how many train it, and `launch` by which start of torchrun, if any (`distributed.launch`).
+    """
     return {
         "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "data": describe_data(data),
         "device": str(where),
+        "processes": where.world.size,
+        "launch": launch(),
         "processor": processor(),
         "kernels": ops.backend_line(where.device).removeprefix("kernels: "),
         "platform": platform.platform(),
@@ -32,6 +39,16 @@ def environment(where: Hardware, data: str) -> dict[str, Any]:
         "torch_cuda": torch.version.cuda,
         **{name: metadata.version(name) for name in ("torchvision", "numpy")},
     }
+
+
+def say_processes(starts: Sequence[Mapping[str, Any]], processes: int) -> Iterator[str]:
+    """What may differ where a run that was started so goes on with another number of processes, as one line."""
+    before = starts[-1].get("processes", 1) if starts else processes
+    if before != processes:
+        yield (
+            f"processes: {processes}, before {before}: the same batches, but their sums are added up in another order, "
+            "so the last bits of the losses may differ; without --sync-bn each normalises by another shard\n"
+        )
 
 
 def describe_data(data: str) -> str:

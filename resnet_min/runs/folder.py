@@ -30,6 +30,18 @@ def new_folder(out: str | None, config: Config, data_name: str) -> Path:
     return folder
 
 
+def of_launch(launch: str, out: str | None) -> Path | None:
+    """The folder, `out` or one under runs/, of the run that a start of torchrun began; None where it had not yet."""
+    folders = [Path(out)] if out else Path("runs").glob("*")
+    mine = [folder for folder in folders if launch in {row.get("launch") for row in starts(folder)}]
+    return max(mine, key=lambda folder: (folder / "environment.jsonl").stat().st_mtime, default=None)
+
+
+def starts(folder: Path) -> list[dict[str, Any]]:
+    """What `environment` said at each start of a run, the last one last."""
+    return _lines(folder / "environment.jsonl")
+
+
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
     """Keep other processes from training in a run's folder; one that dies lets go. What killed ones left is removed.
@@ -62,8 +74,7 @@ class Run:
     def __init__(self, folder: Path, config: Config, environment: dict[str, Any], rows: list[dict[str, Any]]) -> None:
         self.folder, self.rows = folder, rows
         write_whole(folder / "config.json", json.dumps(dataclasses.asdict(config), indent=1) + "\n")
-        starts = _lines(folder / "environment.jsonl")
-        write_whole(folder / "environment.jsonl", _jsonl([*starts, environment]))
+        write_whole(folder / "environment.jsonl", _jsonl([*starts(folder), environment]))
 
     @classmethod
     def create(cls, folder: Path, overwrite: bool, config: Config, environment: dict[str, Any]) -> Run:

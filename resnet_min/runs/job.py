@@ -133,6 +133,8 @@ def prepare(config: TaskConfig, where: Hardware) -> Job:
     transfer.freeze(net, config, epoch=1)
     batches = task.batches(dataset.splits["train"], where)
     maps = backbone_of(net.eval()).features(torch.zeros(1, 3, *batches.size))
+    if config.cuda_graph and where.world.size > 1:
+        raise UserError("--cuda-graph records the step of one process: leave it out under torchrun")
     processes, last = where.world.size, images % config.batch_size or config.batch_size
     sync_bn = config.sync_bn
     if sync_bn is None:

@@ -8,10 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from time import monotonic
 from typing import TypeVar
 
-import torch
-
 from ..errors import Terminated
-from ..training.distributed import World
 
 T = TypeVar("T")
 
@@ -21,10 +18,12 @@ class Pace:
 
     minutes: from one save to the next; None: only for SIGTERM. It is a context, within which SIGTERM waits to be asked
     for.
+
+    any_of: whether a flag is set in any of the processes that train together, which all ask between the same steps.
     """
 
-    def __init__(self, minutes: float | None, world: World) -> None:
-        self.minutes, self.world, self.last, self.terminated = minutes, world, monotonic(), False
+    def __init__(self, minutes: float | None, any_of: Callable[[bool], bool] = bool) -> None:
+        self.minutes, self.last, self.terminated, self.any_of = minutes, monotonic(), False, any_of
 
     def __enter__(self) -> Pace:
         self.before = signal.getsignal(signal.SIGTERM)
@@ -39,11 +38,10 @@ class Pace:
     def _terminate(self, *_: object) -> None:
         self.terminated = True
 
-    def ask(self, save: Callable[[], object]) -> None:
-        """To be called between two steps: in every process of a world, which do it together."""
-        late = self.minutes is not None and monotonic() - self.last >= 60 * self.minutes
-        terminated, late = self.world.gather(torch.tensor([self.terminated, late])).any(0).tolist()
-        if terminated or late:
+    def ask(self, save: Callable[[], object], alone: bool = False) -> None:
+        """To be called between two steps; `alone`: where the other processes do not ask."""
+        terminated = self.terminated if alone else self.any_of(self.terminated)
+        if terminated or (self.minutes is not None and monotonic() - self.last >= 60 * self.minutes):
             save()
             self.saved()
         if terminated:
@@ -54,11 +52,7 @@ class Pace:
         self.last = monotonic()
 
     def asked(self, batches: Iterable[T], save: Callable[[], object]) -> Iterator[T]:
-        """`batches` of an evaluation, which leaves the run as it is, with a question before each.
-
-        Processes that share an evaluation out have other numbers of batches, and do not ask within it.
-        """
+        """`batches` of an evaluation, which leaves the run as it is, with a question before each."""
         for batch in batches:
-            if self.world.size == 1:
-                self.ask(save)
+            self.ask(save, alone=True)  # processes do not have as many batches as each other
             yield batch

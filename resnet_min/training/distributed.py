@@ -6,10 +6,16 @@ all of it is the identity, so that nothing else asks how many there are.
 
 import contextlib
 import os
+import re
+import signal
+import socket
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -17,7 +23,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import EXIT_CODES, UserError
 from ..kernels.sync_bn import SyncBatchNorm
 
 Result = TypeVar("Result")
@@ -47,6 +53,10 @@ class World:
     def gathered(self, parts: list[Tensor]) -> list[Tensor]:
         """Every process' list, of any length, one behind the other in rank order."""
         return parts
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set in any process."""
+        return flag
 
     def shared(self, make: Callable[[], Result]) -> Result:
         """What `make` gives in the first process, which alone calls it."""
@@ -94,6 +104,9 @@ class Several(World):
         dist.all_gather_object(lists, [part.cpu() for part in parts])
         device = parts[0].device if parts else "cpu"
         return [part.to(device) for one in lists for part in one]
+
+    def any(self, flag: bool) -> bool:
+        return bool(self.gather(torch.tensor(flag)).any())
 
     def shared(self, make: Callable[[], Result]) -> Result:
         box = [make() if self.first else None]
@@ -192,6 +205,7 @@ def joined() -> Iterator[World]:
         raise UserError(f"WORLD_SIZE is {size}, but {', '.join(missing)} is not set: start the processes by torchrun")
     rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
     store, _, _ = next(dist.rendezvous("env://", timeout=PATIENCE))
+    store = dist.PrefixStore(f"{restarts()}/{size}", store)  # torchrun's own, which remembers processes of before
     dist.init_process_group(store=store, rank=rank, world_size=size, timeout=PATIENCE)
     try:
         with contextlib.ExitStack() as silence:
@@ -200,32 +214,57 @@ def joined() -> Iterator[World]:
                 silence.enter_context(warnings.catch_warnings())
                 warnings.simplefilter("ignore")
             yield Several(rank, size, local_rank)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         if rank > 0:
-            sys.exit(130)
+            sys.exit(EXIT_CODES[type(error)])
         raise
     except (UserError, OSError) as error:
-        if said_already(store):
+        if said_already(store, rank):
             sys.exit(2)
         raise error
     except RuntimeError as error:
         if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise
-        if said_already(store):
+        if said_already(store, rank):
             sys.exit(2)
         raise UserError(f"another process is gone, so rank {rank} stops too ({last_words(error)})") from None
     finally:
         dist.destroy_process_group()
 
 
-def said_already(store: dist.Store) -> bool:
-    """Whether another process has said why all of them end."""
+def launch() -> str | None:
+    """The start of torchrun that this process is of, the same in all its restarts; None without torchrun."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID")
+    if name != "none":  # --rdzv-id, or one that torchrun --standalone drew
+        return name
+    parent = os.getppid()
+    began = Path(f"/proc/{parent}/stat")  # a process' number is given again, not at the same tick
+    tick = began.read_text().rpartition(")")[2].split()[19] if began.is_file() else ""
+    return f"{socket.gethostname()}:{parent}:{tick}"
+
+
+def restarts() -> int:
+    """How often torchrun has started the processes of this launch anew, because one of them ended."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def said_already(store: dist.Store, rank: int) -> bool:
+    """Whether another process has said why all of them end; where all could, the first does.
+
+    From here on SIGTERM is torchrun's, which ends the processes that one of them left: it changes nothing.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
+        for _ in range(10 if rank > 0 else 0):
+            if store.check(["said"]):
+                break
+            time.sleep(0.1)
         return store.add("said", 1) > 1
     except RuntimeError:  # the store is gone with the process that had it
         return False
 
 
 def last_words(error: RuntimeError) -> str:
-    """What a collective's error says, without the place in torch's sources where it was raised."""
-    return str(error).splitlines()[0].rpartition("] ")[2].rstrip(". ")
+    """What a collective's error says, without the place in torch's sources where it was raised, and advice on that."""
+    return re.sub(r"^\[\S*\.cc:\d+\] ", "", str(error)).partition(". ")[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -27,6 +27,10 @@ class Hardware:
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+
+    def alone(self) -> Hardware:
+        """This process' device, for what it does by itself."""
+        return replace(self, world=World())
 
     def __str__(self) -> str:
         if self.device.type == "cuda":
@@ -57,13 +61,17 @@ def hardware(device: str = "auto", amp: str = "auto", world: World = World()) ->
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and world.size > 1:
+    if world.size > 1 and device.startswith("cuda"):
+        if device != "cuda":
+            raise UserError(f"--device {device} is one GPU; of several processes each takes its own: --device cuda")
         device = f"cuda:{world.local_rank}"
     try:
         where = torch.device(device)
         torch.empty(0, device=where)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {device!r} is not available here: {str(error).splitlines()[0]}") from None
+    if world.size > 1 and where.type == "cuda":
+        torch.cuda.set_device(where)
     bf16 = amp == "bf16" or (amp == "auto" and has_bf16(where))
     return Hardware(where, torch.bfloat16 if bf16 else torch.float32, world)
 

@@ -35,7 +35,7 @@ torch.use_deterministic_algorithms(False)  # imports torch's compiler
 
 
 def start(arguments, most):
-    """Whether `train.main(arguments)` comes to its end in a process killed after `most` calls; and how many it makes."""
+    """Whether `train.main(arguments)` ends in a process that is killed after `most` calls; and how many it made."""
     told, tell = os.pipe()
     child = os.fork()
     if child == 0:

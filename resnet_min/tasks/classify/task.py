@@ -103,7 +103,8 @@ class Classify(Task):
             print("note: this network was trained without flips and has never seen mirror images")
         name = f"{config.arch}{', plain' if config.plain else ''} on {dataset.name}"
         title = f"{name}: {found.accuracy:.2f}% of {total:,} {split} images right"
-        pictures.draw(found, images, logits, picture_of, options, title)
+        if where.world.first:
+            pictures.draw(found, images, logits, picture_of, options, title)
         figures = {"tta": options.tta, "loss": loss, "parameters": count_parameters(net), "macs": macs}
         figures |= {"images_per_second": speed, **report.as_dict(found)}
         auc = figures["macro"]["auc"]

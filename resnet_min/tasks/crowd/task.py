@@ -88,10 +88,10 @@ class Crowds(Task):
         print(f"\n{split} MAE {mae:.2f}, MSE {mse:.2f} (root of the mean squared count error), {speed:,.1f} images/s")
         for line in reader.say_constants(dataset, images):
             print(line)
-        if options.worst:
+        if options.worst and where.world.first:
             worst = images.subset((predicted - images.counts).abs().argsort(descending=True)[: options.worst].tolist())
             with torch.inference_mode():
-                shown = self.batches(worst, where, 1).ordered()
+                shown = self.batches(worst, where.alone(), 1).ordered()
                 maps = [density(net, image, where)[0].cpu() for image, _ in shown]
             title = (
                 f"{config.arch} on {dataset.name}: the worst of {len(images)} {split} images; MAE {mae:.2f} over all"
