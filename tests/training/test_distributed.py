@@ -199,7 +199,7 @@ def test_an_evaluation_shared_out_gives_the_same_figures(folder):
 def test_a_crowd_counted_by_several(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make_part(tmp_path / "crowd", train=5)
-    flags = ("--val-size", "0", "--epochs", "1", "--crop", "32", "--schedule", "constant", "--lr", "0.001")
+    flags = ("--strides", "1", "2", "--val-size", "0", "--epochs", "1", "--crop", "32", "--schedule", "constant", "--lr", "0.001")
     for size, name in ((1, "one"), (3, "several")):
         command = ["--task", "crowd", "--data", "crowd", *TINY, "--batch-size", "4", *flags, "--out", name]
         del command[command.index("--dropout") : command.index("--dropout") + 2]
