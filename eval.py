@@ -18,6 +18,11 @@ With --images, what cannot be read is named and passed over; the exit code is 2 
 
 from __future__ import annotations
 
+from resnet_min.errors import UserError, leave_on_interrupt, run_script
+
+if __name__ == "__main__":
+    leave_on_interrupt()
+
 import argparse
 import json
 import sys
@@ -28,7 +33,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resnet_min.config import flag
-from resnet_min.errors import UserError, run_script
 from resnet_min.files import printable, write_whole
 from resnet_min.tasks import TASKS
 

@@ -15,6 +15,11 @@ never selects: without a validation split the result is the last epoch's.
 
 from __future__ import annotations
 
+from resnet_min.errors import UserError, leave_on_interrupt, run_script
+
+if __name__ == "__main__":
+    leave_on_interrupt()
+
 import argparse
 import contextlib
 import dataclasses
@@ -25,7 +30,6 @@ from typing import TYPE_CHECKING, Any
 
 from resnet_min import recipes
 from resnet_min.config import Config, flag
-from resnet_min.errors import UserError, run_script
 from resnet_min.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -162,7 +166,7 @@ def train(job: Job, folder: Path, overwrite: bool, saved_at: Path | None, pace: 
 
     def keep_best(content: dict[str, Any]) -> None:
         """Where the last epoch is the best by validation."""
-        rows = run.rows if job.watched == "val" else []
+        rows = run.rows if world.first and job.watched == "val" else []
         if rows and figure.best(rows, key=lambda row: figure.of(row, "val")) is rows[-1]:
             checkpoint.save(folder / "best.pt", content)
 
@@ -178,16 +182,17 @@ def train(job: Job, folder: Path, overwrite: bool, saved_at: Path | None, pace: 
     model = world.parallel(net, job.sync_bn)
     recorder = Recorder() if config.cuda_graph and where.device.type == "cuda" else None
     for epoch in range(done + 1, config.epochs + 1):
+        if epoch > done + 1:
+            progress = Progress.at(None, steps, where.device)
         # the second phase, with an optimizer that remembers nothing of the first
         if epoch - 1 == config.freeze_epochs and not progress.taken:
             transfer.freeze(net, config, epoch)
             optimizer, model = make_optimizer(config, net), world.parallel(net, job.sync_bn)
         first = (epoch - 1) * steps
         rates = [learning_rate(config, first + step, steps) for step in range(steps)]
-        bar = {"desc": f"epoch {epoch}", "total": steps, "leave": False}
-        bar["disable"] = not (world.first and sys.stderr.isatty())
+        hidden = not (world.first and sys.stderr.isatty())
         try:
-            with tqdm(job.batches.epoch(epoch), **bar) as batches:
+            with tqdm(job.batches.epoch(epoch), f"epoch {epoch}", steps, leave=False, disable=hidden) as batches:
                 losses, trained = train_one_epoch(
                     model, batches, optimizer, rates, where, task.loss,
                     after_step=partial(pace.ask, keep_within_epoch), recorder=recorder, progress=progress,
@@ -206,7 +211,6 @@ def train(job: Job, folder: Path, overwrite: bool, saved_at: Path | None, pace: 
             if name == job.watched or epoch == config.epochs:
                 images = pace.asked(batches.ordered(), keep_within_epoch)
                 row |= {f"{name}_{key}": value for key, value in task.judge(net, images, where).items()}
-        progress = Progress.at(None, steps, where.device)
         if not world.first:
             continue
         row |= {"seconds": seconds, "images_per_second": len(job.dataset.splits["train"]) / seconds}

@@ -17,11 +17,15 @@ reverse ResNet is after Zeiler and Fergus; resnet_min/viz/deconvnet.py says how,
 
 from __future__ import annotations
 
+from resnet_min.errors import UserError, leave_on_interrupt, run_script
+
+if __name__ == "__main__":
+    leave_on_interrupt()
+
 import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from resnet_min.errors import UserError, run_script
 from resnet_min.files import printable
 
 # What each option goes with; one that would change nothing is an error.

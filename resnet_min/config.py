@@ -107,12 +107,17 @@ class Config:
         for item in dataclasses.fields(self):  # JSON has lists; a Config has tuples
             value = getattr(self, item.name)
             if isinstance(value, list):
-                object.__setattr__(self, item.name, tuple(value))
+                object.__setattr__(self, item.name, value := tuple(value))
+            if not _fits(value, item):
+                raise UserError(f"{flag(item.name)} is {KINDS[_kind(item)]}; got {ascii(value):.80}")
             choices = item.metadata["choices"]
             if choices and value not in choices:
-                raise UserError(f"{flag(item.name)} is one of {', '.join(choices)}; got {value!r}")
+                raise UserError(f"{flag(item.name)} is one of {', '.join(choices)}; got {value!r:.80}")
         if self.arch not in ARCHS:
-            raise UserError(f"unknown arch {self.arch!r}{did_you_mean(self.arch, ARCHS)}; known: {', '.join(ARCHS)}")
+            raise UserError(
+                f"unknown arch {self.arch!r:.80}{did_you_mean(self.arch, ARCHS)}; known: {', '.join(ARCHS)}"
+            )
+        self.check_at_most(1_000_000, "epochs")
         self.check_at_least(1, "epochs", "batch_size", "limit", "t_max", "freeze_epochs")
         self.check_at_least(0, "val_size", "momentum", "wd", "freeze_children")
         self.check_shares("flip", "warmup")
@@ -149,11 +154,43 @@ class Config:
                 wanted = "must not be negative" if least == 0 else f"must be at least {least}"
                 raise UserError(f"{flag(name)} {wanted}; got {value}")
 
+    def check_at_most(self, most: int, *names: str) -> None:
+        """Raise UserError where one of these options is given and above `most`."""
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and value > most:
+                raise UserError(f"{flag(name)} must be at most {most:,}; got {value:,}")
+
     def check_shares(self, *names: str) -> None:
         """Raise UserError where one of these options is not from 0 to 1."""
         for name in names:
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{flag(name)} must be between 0 and 1; got {getattr(self, name)}")
+
+
+KINDS = {bool: "true or false", int: "a whole number", float: "a finite number", str: "a text"}
+
+
+def _kind(item: dataclasses.Field) -> type:
+    """The type of an option's value; where there are several, of each."""
+    return bool if isinstance(item.default, bool) else item.metadata["type"]
+
+
+def _fits(value: Any, item: dataclasses.Field) -> bool:
+    """Whether an option's value is of its field's type. Numbers are finite, and below 2**63."""
+    if value is None:
+        return item.default is None
+    if "tuple" in str(item.type):
+        return isinstance(value, tuple) and all(_is_a(part, _kind(item)) for part in value)
+    return _is_a(value, _kind(item))
+
+
+def _is_a(value: Any, kind: type) -> bool:
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    if kind is str:
+        return isinstance(value, str)
+    return isinstance(value, int if kind is int else (int, float)) and -(2**63) <= value < 2**63
 
 
 @dataclass(frozen=True)

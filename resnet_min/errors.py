@@ -8,6 +8,8 @@ import sys
 import time
 from collections.abc import Callable
 
+from .files import printable
+
 
 class UserError(ValueError):
     """Something the caller can put right. The message is one line: what was got, what was wanted, what to do."""
@@ -20,6 +22,12 @@ class Terminated(KeyboardInterrupt):
 EXIT_CODES = {KeyboardInterrupt: 130, Terminated: 143}
 
 
+def leave_on_interrupt() -> None:
+    """Have Ctrl-C end the process without a traceback while a script's modules are imported, before `run_script`."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # otherwise it is ignored, as under nohup
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
+
 def run_script(main: Callable[[], None]) -> None:
     """Run a script's `main` and leave the process with its exit code.
 
@@ -28,10 +36,13 @@ def run_script(main: Callable[[], None]) -> None:
     process at once. Any other exception is a bug of ours and keeps its traceback.
     """
     received = _raise_signals()
+    sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no text
     try:
         main()
     except UserError as error:
         message, code = f"error: {' '.join(str(error).split())}", 2
+    except MemoryError as error:
+        message, code = f"error: not enough memory: {error or 'see the sizes that were asked for'}", 2
     except BrokenPipeError:  # the reader of our output left, as in `eval.py | head`
         sys.stderr.close()
         sys.exit(141)
@@ -47,7 +58,7 @@ def run_script(main: Callable[[], None]) -> None:
         message, code = said or ("terminated" if kind is Terminated else "interrupted"), EXIT_CODES[kind]
     else:
         return
-    print(message, file=sys.stderr)
+    print(printable(message), file=sys.stderr)
     sys.exit(code)
 
 
@@ -66,6 +77,6 @@ def _raise_signals() -> list[type[KeyboardInterrupt]]:
             os._exit(130)
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):
+        if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, raise_once)
     return received

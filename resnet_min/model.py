@@ -5,6 +5,7 @@ Parameter names are torchvision's: with `stem="imagenet"` its weights load into 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -138,6 +139,7 @@ ARCH: dict[str, tuple[type[Block], tuple[int, ...], tuple[int, ...], str]] = {
     "resnet110": (BasicBlock, (18, 18, 18), (16, 32, 64), "pad"),
 }
 assert tuple(ARCH) == ARCHS
+MOST = 65_536  # blocks of a stage, channels, pixels of a stride
 
 
 class Classifier:
@@ -174,6 +176,8 @@ class Classifier:
 class ResNet(Classifier, nn.Module):
     """images [B, 3, H, W] -> logits [B, num_classes]. Stages are `layer1` … `layerN`; `fc` is the last layer.
 
+    `stride` is the pixels of a cell of the last stage's maps, in both directions.
+
     Convolutions have no bias; weights are drawn by kaiming_normal (fan out), as torchvision's are.
     """
 
@@ -201,6 +205,7 @@ class ResNet(Classifier, nn.Module):
         self.bn1, self.relu = nn.BatchNorm2d(channels), nn.ReLU()
         self.maxpool = nn.Identity() if stem == "cifar" else nn.MaxPool2d(3, stride=2, padding=1)
         self.stages = len(blocks)
+        self.stride = math.prod(strides) * {"imagenet": 4, "cifar": 1, "cifar-pool": 2}[stem]
         for stage, (count, width, stride) in enumerate(zip(blocks, widths, strides, strict=True), start=1):
             stack = []
             for index in range(count):
@@ -264,8 +269,10 @@ def resnet(
         raise UserError(
             f"blocks, widths and strides need one number a stage; got {len(blocks)}, {len(widths)} and {len(strides)}"
         )
-    if min(*blocks, *widths, *strides) < 1:
-        raise UserError(f"blocks, widths and strides must be positive; got {blocks}, {widths}, {strides}")
+    if min(*blocks, *widths, *strides) < 1 or max(*blocks, *widths, *strides) > MOST:
+        raise UserError(
+            f"blocks, widths and strides must be positive and at most {MOST:,}; got {blocks}, {widths}, {strides}"
+        )
     if shortcut == "pad" and list(widths) != sorted(widths):
         raise UserError(f"{arch}'s zero-padded shortcuts cannot drop channels; got widths {widths}")
     return ResNet(

@@ -1,5 +1,6 @@
-"""What several test files share: how legible pictures are, and a crowd made of blobs."""
+"""What several test files share: how legible pictures are, a crowd made of blobs, tiny runs and how they are equal."""
 
+import json
 import tarfile
 from pathlib import Path
 
@@ -9,6 +10,11 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 from scipy.io import savemat
+
+from resnet_min.training import checkpoint
+
+# A run of a few seconds, on the images of `make_shades`.
+TINY = "--arch resnet20 --blocks 1 1 1 --widths 4 4 8 --batch-size 8 --lr 0.05 --amp off --dropout 0.3".split()
 
 
 def check_legible(figure: Figure, path: Path, most_bytes: int = 400_000) -> None:
@@ -78,3 +84,36 @@ def unpack_runs(root):
         saved["config"]["data"] = str(part)
         torch.save(saved, path)
     return root
+
+
+def make_shades(root, train=17, test=6):
+    """An image folder of two classes that differ in colour; `train` and `test` images of each."""
+    draw = np.random.default_rng(0)
+    for split, count in (("train", train), ("test", test)):
+        for name, level in (("dark", 60), ("light", 180)):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = (level + draw.integers(-50, 50, (16, 16, 3))).astype(np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{i}.png")
+    return root
+
+
+def rows(path):
+    """The lines of a run's metrics.jsonl, but for what the clock says."""
+    lines = [json.loads(line) for line in Path(path, "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_second")} for line in lines]
+
+
+def assert_same_run(one, two, name="last.pt"):
+    """Logs and the checkpoint of that name are equal, to the bit."""
+    assert rows(one) == rows(two)
+    assert Path(one, "steps.jsonl").read_text() == Path(two, "steps.jsonl").read_text()
+    first, second = checkpoint.load(Path(one, name)), checkpoint.load(Path(two, name))
+    assert first["epoch"] == second["epoch"] and first["step"] == second["step"]
+    for name, tensor in first["model"].items():
+        assert torch.equal(tensor, second["model"][name]), name
+    states = (saved["optimizer"]["state"].values() for saved in (first, second))
+    for one_state, two_state in zip(*states, strict=True):
+        assert one_state.keys() == two_state.keys()
+        assert all(torch.equal(tensor, two_state[name]) for name, tensor in one_state.items())
+    assert torch.equal(first["rng"]["cpu"], second["rng"]["cpu"])

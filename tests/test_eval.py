@@ -206,7 +206,10 @@ def test_refusals(run, tmp_path):
     for options, said in cases:
         with pytest.raises(UserError, match=said):
             script.main([str(run), *options])
-    weights = {name: tensor * float("nan") for name, tensor in checkpoint.load(run)["model"].items()}
+    weights = {
+        name: torch.full_like(tensor, float("nan")) if tensor.is_floating_point() else tensor
+        for name, tensor in checkpoint.load(run)["model"].items()
+    }
     change(run, model=weights)
     with pytest.raises(UserError, match="diverged"):
         script.main([str(run)])

@@ -1,6 +1,10 @@
+import fcntl
+import os
+from pathlib import Path
+
 import pytest
 
-from resnet_min.files import write_whole
+from resnet_min.files import sweep, write_whole
 
 
 def test_a_file_is_written_whole(tmp_path, monkeypatch):
@@ -10,3 +14,68 @@ def test_a_file_is_written_whole(tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         write_whole(path, "new")
     assert path.read_text() == "old" and list(path.parent.iterdir()) == [path]
+
+
+def test_an_error_names_the_file(tmp_path, monkeypatch):
+    with pytest.raises(OSError) as error:
+        write_whole("/proc/file", "new")
+    assert error.value.filename == "/proc/file"
+
+    def full(file):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError) as error:
+        write_whole(tmp_path / "file", "new")
+    assert error.value.filename == str(tmp_path / "file")
+
+
+def test_what_is_still_being_written_is_not_swept(tmp_path):
+    left = tmp_path / f".file.{'0' * 32}.tmp"
+    others = [tmp_path / name for name in (".file.tmp", ".lock", "file")]
+    for path in (left, *others):
+        path.touch()
+
+    def content(file):
+        sweep(tmp_path)
+        file.write(b"whole")
+
+    write_whole(tmp_path / "file", content)
+    assert sorted(tmp_path.iterdir()) == sorted(others) and (tmp_path / "file").read_text() == "whole"
+    sweep(tmp_path / "nowhere")
+
+
+def test_a_file_swept_before_it_was_locked_is_made_anew(tmp_path, monkeypatch):
+    flock, calls = fcntl.flock, []
+
+    def late(file, how):
+        calls.append(file)
+        if len(calls) == 1:
+            os.unlink(file.name)
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    write_whole(tmp_path / "file", "whole")
+    assert len(calls) == 2 and calls[0].closed and Path(tmp_path, "file").read_text() == "whole"
+
+
+def test_a_link_that_others_planted_is_not_followed(tmp_path, monkeypatch):
+    """Neither at the file's own name, nor at the temporary one, were it known."""
+    target = tmp_path / "target"
+    target.write_text("mine")
+    (tmp_path / "file").symlink_to(target)
+    write_whole(tmp_path / "file", "new")
+    assert target.read_text() == "mine" and (tmp_path / "file").read_text() == "new"
+    monkeypatch.setattr("uuid.uuid4", lambda: type("Known", (), {"hex": "0" * 32}))
+    (tmp_path / f".file.{'0' * 32}.tmp").symlink_to(target)
+    with pytest.raises(FileExistsError):
+        write_whole(tmp_path / "file", "newer")
+    assert target.read_text() == "mine" and (tmp_path / "file").read_text() == "new"
+
+
+def test_temporary_names_cannot_be_guessed(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("os.replace", lambda temporary, path: seen.append(temporary.name))
+    for _ in range(20):
+        write_whole(tmp_path / "file", "")
+    assert len(set(seen)) == 20 and all(len(name.split(".")[2]) == 32 for name in seen)

@@ -6,10 +6,9 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from helpers import TINY, assert_same_run, make_shades, rows
 
 import train
 from resnet_min.errors import UserError, run_script
@@ -19,44 +18,18 @@ from resnet_min.tasks import read_config
 from resnet_min.training import checkpoint, loop
 
 ROOT = Path(__file__).parent.parent
-TINY = "--arch resnet20 --blocks 1 1 1 --widths 4 4 8 --batch-size 8 --lr 0.05 --amp off --dropout 0.3".split()
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """An image folder of two classes that differ in colour, as the working directory's `shades`."""
-    draw = np.random.default_rng(0)
-    for split, count in (("train", 17), ("test", 6)):
-        for name, level in (("dark", 60), ("light", 180)):
-            (tmp_path / "shades" / split / name).mkdir(parents=True)
-            for i in range(count):
-                pixels = (level + draw.integers(-50, 50, (16, 16, 3))).astype(np.uint8)
-                Image.fromarray(pixels).save(tmp_path / "shades" / split / name / f"{i}.png")
+    """The images of `make_shades`, as the working directory's `shades`."""
+    make_shades(tmp_path / "shades")
     monkeypatch.chdir(tmp_path)
     return "shades"
 
 
 def run(folder, *flags):
     train.main([*TINY, "--data", folder, "--image-size", "16", *map(str, flags)])
-
-
-def rows(path):
-    """The lines of a run's metrics.jsonl, but for what the clock says."""
-    lines = [json.loads(line) for line in Path(path, "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_second")} for line in lines]
-
-
-def assert_same_run(one, two):
-    assert rows(one) == rows(two)
-    assert Path(one, "steps.jsonl").read_text() == Path(two, "steps.jsonl").read_text()
-    first, second = checkpoint.load(one), checkpoint.load(two)
-    for name, tensor in first["model"].items():
-        assert torch.equal(tensor, second["model"][name]), name
-    for one_state, two_state in zip(
-        first["optimizer"]["state"].values(), second["optimizer"]["state"].values(), strict=True
-    ):
-        assert torch.equal(one_state["momentum_buffer"], two_state["momentum_buffer"])
-    assert torch.equal(first["rng"]["cpu"], second["rng"]["cpu"])
 
 
 def test_a_run_writes_what_it_promises(folder, capsys):
@@ -212,7 +185,8 @@ def test_dry_run_says_what_would_happen_and_leaves_nothing(folder, capsys):
         (["--batch-size", "99"], "--batch-size 99 is larger than the data"),
         (["--arch", "resnet18", "--batch-size", "11", "--stem", "imagenet"], "choose another size"),  # 34 images, 16x16
         (["--data", "nowhere"], "nowhere"),
-        (["--lr", "nan"], "--lr must be positive"),
+        (["--lr", "nan"], "--lr is a finite number; got nan"),
+        (["--lr", "0"], "--lr must be positive"),
         (["--milestones", "8", "4"], "must be positive and increasing"),
         (["--milestones", "200"], "--milestones 200 is never reached: the schedule ends after 164 epochs"),
         (

@@ -17,6 +17,11 @@ said of a run ("other work beside") a person adds to a line of its record's envi
 
 from __future__ import annotations
 
+from resnet_min.errors import UserError, leave_on_interrupt, run_script
+
+if __name__ == "__main__":
+    leave_on_interrupt()
+
 import argparse
 import fnmatch
 import functools
@@ -29,7 +34,6 @@ from pathlib import Path
 import train
 from resnet_min import recipes, tasks
 from resnet_min.config import flag, shown
-from resnet_min.errors import UserError, run_script
 from resnet_min.files import write_whole
 from resnet_min.runs import tables
 from resnet_min.tasks.options import TaskConfig
@@ -128,6 +132,9 @@ def run(recipe: str, seed: int, runs: Path, args: argparse.Namespace) -> bool:
 
     Raises UserError where it fails, or its folder is damaged or holds another experiment.
     """
+    from resnet_min.runs.folder import is_complete
+    from resnet_min.training import checkpoint
+
     folder = tables.folder_of(runs, recipe, seed)
     last = folder / "last.pt"
     settings = settings_of(recipe, seed, args)
@@ -137,7 +144,8 @@ def run(recipe: str, seed: int, runs: Path, args: argparse.Namespace) -> bool:
         if differ := differences(tables.read_config(folder), wanted):
             raise UserError(f"{folder} holds another experiment ({differ}): name another --runs")
     # The last line of the figures is written just before the last checkpoint; --smoke leaves no checkpoint.
-    if before and before.finished and (not last.is_file() or is_complete(last, before.config.epochs)):
+    epochs = before.config.epochs if before and before.finished else 0
+    if epochs and (not last.is_file() or checkpoint.load(last)["epoch"] == epochs and is_complete(folder, epochs)):
         print(f"{folder}: done")
         return False
     print(f"\n== {folder}", flush=True)
@@ -150,14 +158,6 @@ def run(recipe: str, seed: int, runs: Path, args: argparse.Namespace) -> bool:
         for file in folder.glob("*.pt"):
             file.unlink()
     return True
-
-
-def is_complete(last: Path, epochs: int) -> bool:
-    """Whether a run with its checkpoint `last` has all its epochs and its curves."""
-    from resnet_min.runs.folder import lacks_curves
-    from resnet_min.training import checkpoint
-
-    return checkpoint.load(last)["epoch"] == epochs and not lacks_curves(last.parent, epochs)
 
 
 def differences(there: TaskConfig, wanted: TaskConfig, besides: Sequence[str] = ()) -> str:

@@ -20,12 +20,18 @@ FORMAT = 1  # of the cache: raise it when what is decoded changes, and old cache
 
 
 def cached(
-    name: str, folder: Path, stamp: str, decode: Callable[[], dict[str, Any]], cache_dir: str | os.PathLike | None
+    name: str,
+    folder: Path,
+    stamp: str,
+    decode: Callable[[], dict[str, Any]],
+    is_sound: Callable[[dict[str, Any]], bool],
+    cache_dir: str | os.PathLike | None,
 ) -> dict[str, Any]:
     """What `decode` makes of the files in `folder`, from the cache where it is and `stamp` has not changed.
 
-    decode returns a dict of tensors and plain values, whose "splits" hold "images", "labels" and "sums" of one length.
-    Raises UserError for a `cache_dir` that cannot be written; without one it warns and goes on.
+    decode returns a dict of tensors and plain values; is_sound says whether one could be of it, and may raise.
+    A folder or file that others may write is neither read nor written, and that is said. Raises UserError for a
+    `cache_dir` that cannot be written; without one it warns and goes on.
     """
     where = hashlib.sha256(os.fsencode(os.path.abspath(folder))).hexdigest()
     file = f"{name}-{where[:12]}.pt"
@@ -35,16 +41,24 @@ def cached(
         places = [Path(cache_dir)]
     else:
         places = [folder / ".resnet_min_cache"] + [Path(home, ".cache", "resnet_min")] * (home != "~")
+    shared = [path for place in places for path in (place, place / file) if _is_shared(path)]
+    for path in shared:
+        print(f"warning: the cache {path} is not used, because others may write to it", file=sys.stderr)
+    places = [place for place in places if place not in shared]
     for place in places:
         sweep(place)
-        content = _read_cache(place / file, stamp)
+        content = None if place / file in shared else _read_cache(place / file, stamp, is_sound)
         if content is not None:
             return content
     if cache_dir is not None:  # before the work of decoding
-        _make_writable(places[0])
+        for place in places:
+            _make_writable(place)
     content = {**decode(), "stamp": stamp}
+    if not places:
+        return content
     for place in places:
         try:
+            place.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_whole(place / file, partial(torch.save, content))
             return content
         except (OSError, RuntimeError) as error:  # torch.save makes a RuntimeError of a disk that fills up
@@ -59,17 +73,25 @@ def cached(
 
 def _make_writable(folder: Path) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise UserError(f"cannot write to --cache-dir {folder}: {error.strerror}") from error
 
 
-def _read_cache(file: Path, stamp: str) -> dict[str, Any] | None:
+def _is_shared(path: Path) -> bool:
+    """Whether a file or folder is there, and anyone but this user and root may write it."""
+    try:
+        status = path.stat()
+    except OSError:
+        return False
+    return status.st_uid not in (0, os.getuid()) or bool(status.st_mode & 0o022)
+
+
+def _read_cache(file: Path, stamp: str, is_sound: Callable[[dict[str, Any]], bool]) -> dict[str, Any] | None:
     """What `cached` wrote, mapped; None where it is missing, damaged or of other files."""
     try:
         content = torch.load(file, mmap=True, weights_only=True)
-        sound = all(len(p["images"]) == len(p["labels"]) == len(p["sums"]) for p in content["splits"].values())
-        return content if sound and content["stamp"] == stamp else None
+        return content if content["stamp"] == stamp and is_sound(content) else None
     except Exception:  # anything may be in a damaged file
         return None

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
+import stat
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
     import PIL.Image
 
 CHUNK = 64  # images that a thread decodes at a time
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # Pillow knows others, which start other programs
+MOST_PIXELS = 2**26  # of a picture: decoding takes up to 12 bytes for each
 
 
 def decode(source: Source, size: int) -> dict[str, Any]:
@@ -40,7 +45,10 @@ def decode(source: Source, size: int) -> dict[str, Any]:
 
 def _decode_split(items: Any, size: int, pool: ThreadPoolExecutor, bar: Any) -> tuple[Tensor, Tensor]:
     """Files or arrays → uint8 [N,size,size,3], and each image's sum and sum of squares by channel, int64 [N,2,3]."""
-    images, sums = np.empty((len(items), size, size, 3), np.uint8), np.empty((len(items), 2, 3), np.int64)
+    shape = (len(items), size, size, 3)
+    if (needed := math.prod(shape)) > (there := os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")):
+        raise UserError(f"{len(items):,} images at {size}x{size} take {needed:,} bytes; this machine has {there:,}")
+    images, sums = np.empty(shape, np.uint8), np.empty((len(items), 2, 3), np.int64)
 
     def decode(start: int) -> int:
         chunk = slice(start, start + CHUNK)
@@ -60,11 +68,27 @@ def pixels(item: str | np.ndarray, size: int | None) -> np.ndarray:
     """A file's path, or pixels [h,w] or [h,w,3] → uint8 [size,size,3]; [h,w,3] where `size` is None."""
     from PIL import Image
 
+    if isinstance(item, np.ndarray):
+        return rgb(Image.fromarray(item), size)
     try:
-        with Image.fromarray(item) if isinstance(item, np.ndarray) else Image.open(item) as image:
+        with open_picture(item) as image:
             return rgb(image, size)
     except Exception as error:  # Pillow's readers raise many kinds
         raise UserError(f"cannot read the image {item}: {error}") from error
+
+
+def open_picture(file: str) -> PIL.Image.Image:
+    """A regular file of one of FORMATS and of at most MOST_PIXELS, opened; raises OSError and ValueError for others."""
+    from PIL import Image
+
+    if not stat.S_ISREG(os.stat(file).st_mode):  # a pipe would never end
+        raise ValueError("it is no regular file")
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # of what is refused here
+    image = Image.open(file, formats=FORMATS)
+    if image.width * image.height > MOST_PIXELS:
+        image.close()
+        raise ValueError(f"{image.width}x{image.height} are more than {MOST_PIXELS:,} pixels")
+    return image
 
 
 def rgb(image: PIL.Image.Image, size: int | None) -> np.ndarray:
@@ -88,12 +112,25 @@ def rgb(image: PIL.Image.Image, size: int | None) -> np.ndarray:
     return np.asarray(image)
 
 
+def is_sound(content: dict[str, Any], size: int) -> bool:
+    """Whether a cache's content is what `decode` makes at `size`: dtypes, shapes and ranges."""
+    for part in content["splits"].values():
+        images, labels, sums = part["images"], part["labels"], part["sums"]
+        shapes = (images.shape[1:], labels.shape[1:], sums.shape[1:]) == ((size, size, 3), (), (2, 3))
+        if not shapes or (images.dtype, labels.dtype, sums.dtype) != (torch.uint8, torch.int64, torch.int64):
+            return False
+        if not 0 < len(images) == len(labels) == len(sums) or sums.min() < 0 or sums.max() > 255**2 * size**2:
+            return False
+        if labels.min() < 0 or labels.max() >= len(content["classes"]):
+            return False
+    names = content["classes"]
+    return isinstance(names, list) and all(isinstance(name, str) for name in names) and "test" in content["splits"]
+
+
 def conversion(file: str, size: tuple[int, int]) -> str:
     """What was done to a picture to make it RGB of `size` (height, width), in words; empty where nothing was."""
-    from PIL import Image
-
     height, width = size
-    with Image.open(file) as original:
+    with open_picture(file) as original:
         was, kind = f"{original.width}x{original.height} {original.mode}", original.format
         fitted = sorted(original.size) != sorted(size)
     if was == f"{width}x{height} RGB":

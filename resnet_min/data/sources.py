@@ -16,6 +16,7 @@ import numpy as np
 
 from ..config import did_you_mean
 from ..errors import UserError
+from ..files import printable
 from .download import downloading, unreachable
 
 CIFAR = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}  # the folder torchvision unpacks each into
@@ -173,8 +174,14 @@ def image_files(folder: str | Path) -> list[str]:
 
 
 def list_files(folder: Path) -> list[os.DirEntry]:
+    """The regular files in a folder, by name. What is hidden is passed over; so are pipes and such, which is said."""
     with os.scandir(folder) as entries:
-        return sorted((e for e in entries if not e.name.startswith(".") and not e.is_dir()), key=lambda e: e.name)
+        seen = sorted((e for e in entries if not e.name.startswith(".") and not e.is_dir()), key=lambda e: e.name)
+    files = [entry for entry in seen if entry.is_file()]
+    for entry in seen:
+        if entry not in files:
+            print(f"warning: {printable(entry.path)} is passed over: it is no regular file", file=sys.stderr)
+    return files
 
 
 def stamp_of(entries: Iterable[tuple[str, os.DirEntry]]) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..files import printable
 from .cache import cached
-from .decode import decode
+from .decode import decode, is_sound
 from .sources import NEEDED, Source, find
 
 
@@ -63,7 +65,7 @@ class Dataset:
     def contents(self) -> dict[str, str]:
         counts = {name: part.labels.bincount(minlength=len(self.classes)) for name, part in self.splits.items()}
         return {
-            name: ", ".join(f"{c} {n}" for c, n in zip(self.classes, labels.tolist(), strict=True))
+            name: ", ".join(f"{printable(c)} {n}" for c, n in zip(self.classes, labels.tolist(), strict=True))
             for name, labels in counts.items()
         }
 
@@ -126,7 +128,9 @@ def _content(source: Source, size: int, cache_dir: str | os.PathLike | None) -> 
     """The decoded data set, from the cache where it is, or decoded and put there."""
     if source.folder is None:
         return decode(source, size)
-    return cached(f"{source.name}-{size}", source.folder, source.stamp, lambda: decode(source, size), cache_dir)
+    name = f"{source.name}-{size}"
+    sound = partial(is_sound, size=size)
+    return cached(name, source.folder, source.stamp, lambda: decode(source, size), sound, cache_dir)
 
 
 def stratified(labels: np.ndarray, held: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -106,12 +106,13 @@ class Run:
                 os.fsync(file.fileno())
 
 
-def lacks_curves(folder: Path, epoch: int) -> bool:
-    """Whether a run that has logged its last epoch, `epoch`, ended before its curves were drawn."""
-    rows, last, curves = _lines(folder / "metrics.jsonl"), folder / "last.pt", folder / "curves.png"
-    if not rows or rows[-1].get("epoch") != epoch or not last.is_file():
-        return False
-    return not curves.is_file() or curves.stat().st_mtime < last.stat().st_mtime
+def is_complete(folder: Path, epoch: int) -> bool:
+    """Whether a run that has saved its last epoch, `epoch`, also ended in order: with curves, and without its lock."""
+    last, curves = folder / "last.pt", folder / "curves.png"
+    if not last.is_file() or [row.get("epoch") for row in _lines(folder / "metrics.jsonl")[-1:]] != [epoch]:
+        return True  # another kind of folder, such as of a checkpoint alone: nothing could be drawn
+    drawn = curves.is_file() and curves.stat().st_mtime >= last.stat().st_mtime
+    return drawn and not (folder / ".lock").exists()
 
 
 def names(runs: Sequence[Path]) -> list[str]:

@@ -17,12 +17,13 @@ from ..data.batches import share
 from ..data.sources import resolve_auto
 from ..errors import UserError
 from ..model import backbone_of, count_macs, count_parameters
+from ..tasks import trained
 from ..tasks.options import TaskConfig
 from ..tasks.task import Batches, Dataset, Task
 from ..training import checkpoint, transfer
 from ..training.hardware import Hardware
 from ..training.optimizer import learning_rate
-from .folder import lacks_curves
+from .folder import is_complete
 
 
 def configure(flags: Mapping[str, Any], recipe_name: str | None) -> TaskConfig:
@@ -68,8 +69,8 @@ def reopen(resume: str, flags: Mapping[str, Any]) -> tuple[TaskConfig, Path]:
         raise UserError(f"--resume takes every option but --epochs from the run; remove {', '.join(wrong)}")
     path = checkpoint.find(resume)
     saved = checkpoint.load(path)
-    config = dataclasses.replace(tasks.read_config(saved["config"]), **flags)
-    if saved["epoch"] >= config.epochs and not lacks_curves(path.parent, saved["epoch"]):
+    config = dataclasses.replace(trained.options_of(saved, path), **flags)
+    if saved["epoch"] >= config.epochs and is_complete(path.parent, saved["epoch"]):
         raise UserError(f"{path} has already finished its {saved['epoch']} epochs; pass a larger --epochs to continue")
     return config, path
 

@@ -38,11 +38,9 @@ class Pace:
     def _terminate(self, *_: object) -> None:
         self.terminated = True
 
-    def ask(self, save: Callable[[], object]) -> None:
-        """To be called between two steps."""
-        self._ask(save, self.any_of(self.terminated))
-
-    def _ask(self, save: Callable[[], object], terminated: bool) -> None:
+    def ask(self, save: Callable[[], object], alone: bool = False) -> None:
+        """To be called between two steps; `alone`: where the other processes do not ask."""
+        terminated = self.terminated if alone else self.any_of(self.terminated)
         if terminated or (self.minutes is not None and monotonic() - self.last >= 60 * self.minutes):
             save()
             self.saved()
@@ -56,5 +54,5 @@ class Pace:
     def asked(self, batches: Iterable[T], save: Callable[[], object]) -> Iterator[T]:
         """`batches` of an evaluation, which leaves the run as it is, with a question before each."""
         for batch in batches:
-            self._ask(save, self.terminated)  # processes do not have as many batches as each other
+            self.ask(save, alone=True)  # processes do not have as many batches as each other
             yield batch

@@ -22,8 +22,8 @@ DEFAULT = "classify"  # where neither flags nor a recipe nor the data say
 
 def kind(name: str) -> type[TaskConfig]:
     """A task's options by its name. Raises UserError for an unknown one."""
-    if name not in TASKS:
-        raise UserError(f"unknown task {name!r}{did_you_mean(name, TASKS)}; known: {', '.join(TASKS)}")
+    if name not in list(TASKS):  # whatever it may be
+        raise UserError(f"unknown task {name!r:.80}{did_you_mean(str(name), TASKS)}; known: {', '.join(TASKS)}")
     return TASKS[name]
 
 

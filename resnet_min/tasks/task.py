@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ..data.sources import NEEDED
 from ..errors import UserError
@@ -133,6 +135,24 @@ class Task(ABC):
 
         At most `batch_size` images are read ahead. picture: where the answer for a single image is drawn.
         """
+
+
+class Weightless(TorchFunctionMode):
+    """Within it networks are built on the device "meta": names and shapes without memory, whatever their size."""
+
+    def __enter__(self) -> Weightless:
+        self.device = torch.device("meta")
+        self.device.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)
+        self.device.__exit__(*raised)
+
+    def __torch_function__(self, call: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if call is Tensor.normal_:  # there is nothing to draw, and on "meta" it imports 900 modules first
+            return args[0]
+        return call(*args, **(kwargs or {}))
 
 
 def backbone(config: TaskConfig, num_classes: int, dropout: float = 0.0) -> ResNet:

@@ -8,11 +8,14 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from ..config import shown
 from ..data.sources import NEEDED
 from ..errors import UserError
+from ..files import printable
 from ..training import checkpoint
 from . import read_config, recognised
-from .task import Dataset, Task
+from .options import TaskConfig
+from .task import Dataset, Task, Weightless
 
 
 class Trained(NamedTuple):
@@ -36,11 +39,29 @@ def load(source: str | Path | None = None) -> Trained:
 
 def revive(saved: dict[str, Any], path: Path) -> Trained:
     """The network of a checkpoint's content. Raises UserError as `load` does."""
-    config = dataclasses.replace(read_config(saved["config"]), mean=tuple(saved["mean"]), std=tuple(saved["std"]))
+    config = options_of(saved, path)
     task, classes = config.make_task(), tuple(saved["classes"])
     net = task.build(classes)
     checkpoint.load_weights(net, saved, path)
     return Trained(path, task, net.eval(), classes, saved["epoch"])
+
+
+def options_of(saved: dict[str, Any], path: Path) -> TaskConfig:
+    """The options in a checkpoint's content, with its mean and std, once it holds the weights of what they describe.
+
+    The network is built without memory to compare it, and a block at most for each tensor there is: what options
+    describe may be of any size. Raises UserError where they do not fit one another, or the weights.
+    """
+    try:
+        config = read_config({**saved["config"], "mean": saved["mean"], "std": saved["std"]})
+        if sum(config.blocks or ()) > len(saved["model"]):
+            raise UserError(f"--blocks {shown(config.blocks)} are more than the {len(saved['model'])} tensors it holds")
+        with Weightless():
+            net = config.make_task().build(tuple(saved["classes"]))
+    except UserError as error:
+        raise UserError(f"{path} is not a sound checkpoint: {error}") from None
+    checkpoint.check_weights(net, saved, path)
+    return config
 
 
 def load_data(trained: Trained, split: str = "test", **places: Any) -> Dataset:
@@ -67,4 +88,4 @@ def load_data(trained: Trained, split: str = "test", **places: Any) -> Dataset:
 
 
 def _some(names: tuple[str, ...]) -> str:
-    return f"{len(names)} ({', '.join(names[:12])}{', …' if len(names) > 12 else ''})"
+    return f"{len(names)} ({', '.join(map(printable, names[:12]))}{', …' if len(names) > 12 else ''})"

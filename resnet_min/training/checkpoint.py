@@ -6,17 +6,18 @@ A checkpoint is a dict of tensors and plain values, loadable with `torch.load(â€
     schedule   {"lr": of the last step}                      epoch, step  completed so far
     rng        torch's generator states by device            config     every option (recipes.Config)
     classes    class names                                   mean, std  of the normalisation, units of 1
-    versions   python, torch, numpy and ours
+    versions   python, torch, numpy and ours                 digest   of all this, by `save`
 
 One that was saved within an epoch also has what its steps gave so far (`loop.Progress`), and `step` counts these:
 
     progress   losses [steps taken], figures: their sum over the images seen, seen, seconds
+
+What is read may be damaged, or a stranger's: validate.py says what is refused, and how large anything may be.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import pickle
 import platform
 import warnings
 from functools import partial
@@ -31,8 +32,9 @@ from .. import __version__
 from ..config import Config
 from ..errors import UserError
 from ..files import write_whole
+from . import validate
 
-KEYS = ("model", "optimizer", "schedule", "epoch", "step", "rng", "config", "classes", "mean", "std", "versions")
+KEYS = tuple(validate.FORM)
 
 
 def snapshot(
@@ -76,12 +78,37 @@ def snapshot(
 
 
 def restore(checkpoint: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, path: str | Path) -> None:
-    """Put weights, optimizer and random generators back to where a checkpoint was written."""
+    """Put weights, optimizer and random generators back to where a checkpoint was written.
+
+    Of the optimizer it is the state alone, since its options are the config's. Raises UserError for what does not fit.
+    """
     load_weights(model, checkpoint, path)
-    optimizer.load_state_dict(checkpoint["optimizer"])
-    torch.set_rng_state(checkpoint["rng"]["cpu"])
-    if "cuda" in checkpoint["rng"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state(checkpoint["rng"]["cuda"])
+    state = checkpoint["optimizer"]["state"]
+    if not is_state_of(optimizer, state):
+        raise UserError(f"{path} holds the state of another optimizer than its options describe")
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    try:
+        torch.set_rng_state(checkpoint["rng"]["cpu"])
+        if "cuda" in checkpoint["rng"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state(checkpoint["rng"]["cuda"])
+    except RuntimeError as error:
+        raise UserError(f"{path} holds no state of torch's generators: {error}") from None
+
+
+def is_state_of(optimizer: torch.optim.Optimizer, state: dict[int, dict[str, Any]]) -> bool:
+    """Whether `state` has for each parameter, or for none, the entries and shapes that `optimizer` keeps for it."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    names = ("momentum_buffer",) if isinstance(optimizer, torch.optim.SGD) else ("step", "exp_avg", "exp_avg_sq")
+    wanted = {
+        number: {name: () if name == "step" else parameter.shape for name in names}
+        for number, parameter in enumerate(parameters)
+    }
+    shapes = {
+        number: {name: getattr(value, "shape", None) for name, value in slot.items()}
+        for number, slot in state.items()
+        if slot
+    }
+    return not shapes or shapes == wanted
 
 
 def save(path: str | Path, checkpoint: dict[str, Any]) -> None:
@@ -90,7 +117,7 @@ def save(path: str | Path, checkpoint: dict[str, Any]) -> None:
     Raises OSError (a full disk, a read-only folder); what `path` held before is then untouched.
     """
     try:
-        write_whole(path, partial(torch.save, checkpoint))
+        write_whole(path, partial(torch.save, {**checkpoint, "digest": validate.digest(checkpoint)}))
     except RuntimeError as error:  # torch's zip writer hides the operating system's error
         raise OSError(f"cannot write {path} (is the disk full?): {error}") from error
 
@@ -113,22 +140,23 @@ def find(path: str | Path | None = None) -> Path:
 
 def read(path: Path) -> Any:
     """What torch.save wrote, on the CPU; no code in the file is run. Raises UserError where it cannot be read."""
+    validate.check_file(path)
     try:
-        with warnings.catch_warnings():  # on what kind of pickle it is: said below where it matters
+        with warnings.catch_warnings():  # on what kind of pickle it is
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise UserError(
-            f"{path} is refused: it is not a plain checkpoint (it holds code or foreign objects, or is damaged); "
-            "only tensors and plain values are loaded"
-        ) from None
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        why = (str(error).splitlines() or ["it ends too early"])[0]
-        raise UserError(f"{path} is not a readable checkpoint, perhaps truncated: {why}") from None
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # anything may be in a damaged file, and torch's reader has no kind of its own
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path} is not a readable checkpoint: {why}") from None
+    validate.check_content(content, path)
+    if is_ours(content):
+        validate.check_form(content, path)
+        content.pop("digest", None)
+    return content
 
 
 def load(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU; no code in the file is run. Raises UserError where it is not a whole one."""
+    """Read a checkpoint onto the CPU; no code in the file is run. Raises UserError where it is not a sound one."""
     path = find(path)
     checkpoint = read(path)
     if not is_ours(checkpoint):
@@ -144,11 +172,20 @@ def is_ours(content: Any) -> bool:
 
 def load_weights(model: nn.Module, checkpoint: dict[str, Any], path: str | Path = "the checkpoint") -> None:
     """Fill `model` with a checkpoint's weights, all of them. Raises UserError naming what differs."""
-    own, other = model.state_dict(), checkpoint["model"]
-    wrong = [name for name in own.keys() | other.keys() if name not in own or name not in other]
-    wrong += [name for name in own.keys() & other.keys() if own[name].shape != other[name].shape]
-    if wrong:
+    check_weights(model, checkpoint, path)
+    model.load_state_dict(checkpoint["model"])
+
+
+def check_weights(model: nn.Module, checkpoint: dict[str, Any], path: str | Path = "the checkpoint") -> None:
+    """Raise UserError, naming what differs, where a checkpoint's weights are not those of `model`, on whatever device.
+
+    Names, shapes and dtypes are compared.
+    """
+    own, other = (
+        {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+        for tensors in (model.state_dict(), checkpoint["model"])
+    )
+    if wrong := [name for name in own.keys() | other.keys() if own.get(name) != other.get(name)]:
         raise UserError(
             f"{path} was trained as another architecture: {len(wrong)} tensors differ, {sorted(wrong)[0]} among them"
         )
-    model.load_state_dict(other)

@@ -34,11 +34,15 @@ class Progress:
 
     @classmethod
     def at(cls, saved: dict[str, Any] | None, steps: int, device: torch.device) -> Progress:
-        """Where a checkpoint's "progress" was, or at the beginning of an epoch of `steps` steps."""
-        self = cls(
-            torch.zeros(steps, dtype=torch.float64, device=device), torch.zeros((), dtype=torch.float64, device=device)
-        )
+        """Where a checkpoint's "progress" was, or at the beginning of an epoch of `steps` steps.
+
+        Raises UserError where it took more steps than these.
+        """
+        losses, figures = (torch.zeros(size, dtype=torch.float64, device=device) for size in ((steps,), ()))
+        self = cls(losses, figures)
         if saved is not None:
+            if len(saved["losses"]) > steps:
+                raise UserError(f"the checkpoint took {len(saved['losses'])} steps of an epoch that has {steps} here")
             self.taken, self.seen, self.seconds = len(saved["losses"]), saved["seen"], saved["seconds"]
             self.losses[: self.taken] = saved["losses"]
             self.figures += saved["figures"]

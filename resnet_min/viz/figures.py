@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ..config import Figure as JudgedBy
 from ..errors import UserError
-from ..files import write_whole
+from ..files import printable, write_whole
 
 # Okabe and Ito's colours, told apart with any kind of colour vision; their yellow is too faint for lines on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -44,7 +44,9 @@ def save(figure: Figure, path: str | Path) -> None:
 
 
 def plain(text: str) -> str:
-    """Text that matplotlib shows as it is: it reads $…$ as mathematics and leaves _names out of legends."""
+    """Text that matplotlib shows as it is: it reads $…$ as mathematics, leaves _names out of legends, and draws no
+    control characters. Lines stay lines."""
+    text = "\n".join(map(printable, text.split("\n")))
     return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
 
 

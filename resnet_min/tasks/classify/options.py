@@ -10,6 +10,8 @@ from ...errors import UserError
 from ...recipes import RECIPES
 from ..options import TaskConfig
 
+MOST_PIXELS = 4096  # of an image's side
+
 
 @dataclass(frozen=True)
 class ClassifyConfig(TaskConfig):
@@ -36,6 +38,7 @@ class ClassifyConfig(TaskConfig):
         super().__post_init__()
         self.check_at_least(1, "image_size", "resize")
         self.check_at_least(0, "padding")
+        self.check_at_most(MOST_PIXELS, "image_size", "resize", "padding")
         self.check_shares("dropout", "label_smoothing")
         if not 0 <= self.rotation <= 180:
             raise UserError(f"--rotation must be between 0 and 180 degrees; got {self.rotation:g}")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import UserError
+from ...files import printable
 
 PER_CLASS = ("recall", "precision", "specificity", "f1", "auc")
 AVERAGES = {
@@ -161,7 +162,7 @@ def worst(labels: np.ndarray, probabilities: np.ndarray, count: int) -> np.ndarr
 def table(report: Report) -> str:
     """The per-class figures as aligned text, one line a class and one of each average."""
     rows = [
-        (name, int(images), *(getattr(report, key)[index] for key in PER_CLASS))
+        (printable(name), int(images), *(getattr(report, key)[index] for key in PER_CLASS))
         for index, (name, images) in enumerate(zip(report.classes, report.images, strict=True))
     ]
     total = int(report.images.sum())

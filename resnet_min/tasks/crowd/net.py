@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -21,12 +20,9 @@ class CrowdNet(nn.Module):
 
     def __init__(self, encoder: ResNet, head: str) -> None:
         super().__init__()
+        channels, self.stride = encoder.fc.in_features, encoder.stride
         encoder.avgpool, encoder.dropout, encoder.fc = nn.Identity(), nn.Identity(), nn.Identity()
         self.encoder = encoder
-        with torch.no_grad():
-            maps = encoder.eval().features(torch.zeros(1, 3, 64, 64))
-        encoder.train()
-        channels, self.stride = maps.shape[1], 64 // maps.shape[2]
         self.upsampled = head == "linear"
         layers = []
         if self.upsampled:

@@ -8,6 +8,8 @@ A part is a folder with `train_data` and `test_data`, each with `images/NAME.jpg
 from __future__ import annotations
 
 import os
+import struct
+import zlib
 from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ from ...data.splits import Dataset, mean_std, stratified
 from ...errors import UserError
 
 TRUTH = ("ground-truth", "ground_truth")  # what copies call the folder of annotations
+MOST_ANNOTATION = 2**24  # bytes of an annotation, inflated: about a million heads
 SLACK = 1.0  # pixels: MATLAB counts them from 1 at their centres, so a point on the border may lie half of one outside
 
 
@@ -114,7 +117,8 @@ def load(
     there = [name for name in NEEDED if name in needed or (root / f"{name}_data").is_dir()]
     found = {name: _pairs(root, name) for name in there}
     entries = ((f"{name}/", entry) for name, pairs in found.items() for pair in pairs for entry in pair)
-    content = cached(f"{root.name}-native", root, stamp_of(entries), lambda: _decode(root.name, found), cache_dir)
+    name, stamp = f"{root.name}-native", stamp_of(entries)
+    content = cached(name, root, stamp, lambda: _decode(root.name, found), is_sound, cache_dir)
 
     splits = {name: Split(part["images"], part["labels"], part["names"]) for name, part in content["splits"].items()}
     train, val, mean, std = splits.get("train"), None, None, None
@@ -187,6 +191,27 @@ def _decode(name: str, found: dict[str, list[tuple[os.DirEntry, os.DirEntry]]]) 
     return content
 
 
+def is_sound(content: dict[str, Any]) -> bool:
+    """Whether a cache's content is what `_decode` makes: dtypes, shapes and ranges."""
+    for part in content["splits"].values():
+        images, points, sums, names = part["images"], part["labels"], part["sums"], part["names"]
+        if not 0 < len(images) == len(points) == len(names) == len(sums) or sums.shape[1:] != (2, 3):
+            return False
+        if sums.dtype != torch.int64 or sums.min() < 0 or not all(isinstance(name, str) for name in names):
+            return False
+        for image, heads, (total, squares) in zip(images, points, sums, strict=True):
+            if image.dtype != torch.uint8 or image.dim() != 3 or image.shape[2] != 3 or not image.numel():
+                return False
+            if heads.dtype != torch.float32 or heads.dim() != 2 or heads.shape[1] != 2:
+                return False
+            pixels, limits = image.shape[0] * image.shape[1], torch.tensor(image.shape[1::-1])
+            if total.max() > 255 * pixels or squares.max() > 255**2 * pixels:
+                return False
+            if not ((heads >= 0) & (heads <= limits)).all():  # NaN is not
+                return False
+    return "test" in content["splits"]
+
+
 def read_points(file: str | os.PathLike, size: tuple[int, int]) -> np.ndarray:
     """The heads in a ShanghaiTech annotation, float32 [n, 2] as (x, y), of an image of `size` = (height, width).
 
@@ -196,7 +221,8 @@ def read_points(file: str | os.PathLike, size: tuple[int, int]) -> np.ndarray:
     from scipy.io import loadmat
 
     try:
-        points = loadmat(file)["image_info"][0, 0][0, 0][0]
+        _check_size(file)
+        points = loadmat(file, variable_names=["image_info"])["image_info"][0, 0][0, 0][0]
         points = np.asarray(points, dtype=np.float64).reshape(-1, 2)  # MATLAB writes no heads as 0×0
     except Exception as error:  # scipy's reader raises many kinds, and other files have other contents
         raise UserError(f"cannot read the annotation {file}: {type(error).__name__}: {error}") from error
@@ -210,6 +236,22 @@ def read_points(file: str | os.PathLike, size: tuple[int, int]) -> np.ndarray:
             f"{size[1]}x{size[0]}: correct or remove it"
         )
     return points.clip(0, limits).astype(np.float32)
+
+
+def _check_size(file: str | os.PathLike) -> None:
+    """Raise ValueError where a MATLAB file is larger than MOST_ANNOTATION, or what is compressed in it becomes so."""
+    if os.path.getsize(file) > MOST_ANNOTATION:
+        raise ValueError(f"it is larger than {MOST_ANNOTATION:,} bytes")
+    content = Path(file).read_bytes()
+    order = "<" if content[126:128] == b"IM" else ">"
+    room, at = MOST_ANNOTATION, 128  # where the elements begin: kind, bytes, content
+    while at + 8 <= len(content):
+        kind, size = struct.unpack_from(f"{order}2I", content, at)
+        if kind == 15:  # miCOMPRESSED
+            room -= len(zlib.decompressobj().decompress(content[at + 8 : at + 8 + size], max(room, 1)))
+            if room <= 0:
+                raise ValueError(f"it becomes larger than {MOST_ANNOTATION:,} bytes")
+        at += 8 + size
 
 
 def read_image(file: str | os.PathLike) -> Split:

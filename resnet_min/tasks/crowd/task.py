@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ...data.sources import NEEDED
 from ...model import count_macs, count_parameters
 from ...training.hardware import Hardware
-from ..task import Answer, Evaluation, Task, backbone, check_finite
+from ..task import Answer, Evaluation, Task, Weightless, backbone, check_finite
 from . import pictures, reader
 from .batches import Batches, Whole
 from .net import MAP_SCALE, CrowdNet
@@ -58,7 +58,7 @@ class Crowds(Task):
     @property
     def stride(self) -> int:
         """Pixels of a cell of the network's maps, in both directions."""
-        with torch.device("meta"):  # without weights
+        with Weightless():
             return self.build(()).stride
 
     def loss(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
