@@ -222,7 +222,7 @@ class ResNet(Classifier, nn.Module):
     def train(self, mode: bool = True) -> ResNet:
         super().train(mode)
         for module in self.modules() if self.freeze_bn else ():
-            if isinstance(module, nn.BatchNorm2d) and not module.weight.requires_grad:
+            if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)) and not module.weight.requires_grad:
                 module.eval()
         return self
 

@@ -24,7 +24,9 @@ def in_world(size, function, *args, **environment):
 def run_world(size, function, *args, **environment):
     """Exit codes of the processes, and what each returned or None. `environment`: further variables."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch.nn.parallel", "torch._dynamo", "resnet_min.tasks.trained", "processes"])
+    context.set_forkserver_preload(
+        ["torch.nn.parallel", "torch._dynamo", "resnet_min.tasks.trained", "resnet_min.viz.figures", "train"]
+    )
     environment |= dict(WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder, str(rank)) for rank in range(size)]

@@ -53,9 +53,14 @@ class _Synchronised(torch.autograd.Function):
         relu: bool,
         gather: Gather,
     ) -> tuple[Tensor, ...]:
-        count, mean, distances = merged(gather(moments(x)))
+        count, mean, distances = merged(gather(moments(x, gamma)))
         mean, invstd = mean.to(gamma.dtype), (distances / count + eps).rsqrt().to(gamma.dtype)
-        out = apply(x, gamma, beta, residual, mean, invstd, relu)
+        scale = gamma * invstd
+        out = torch.addcmul(_spread(beta - mean * scale), x, _spread(scale)).to(x.dtype)
+        if residual is not None:
+            out += residual
+        if relu:
+            out.relu_()
         ctx.save_for_backward(x, gamma, mean, invstd, count, out if relu else None)
         ctx.residual, ctx.gather = residual is not None, gather
         ctx.mark_non_differentiable(count, mean, invstd)
@@ -65,53 +70,55 @@ class _Synchronised(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         x, gamma, mean, invstd, count, out = ctx.saved_tensors
-        masked = grad if out is None else grad.masked_fill(out <= 0, 0)
-        sums = gradient_sums(masked, x, mean, invstd)
-        of_all = (ctx.gather(sums).sum(0) / count).to(gamma.dtype)
-        grad_x = input_gradient(masked, x, gamma, mean, invstd, *of_all)
+        if out is not None:
+            grad = torch.ops.aten.threshold_backward(grad, out, 0)
+        sums = gradient_sums(grad, x, gamma, mean, invstd)
+        mean_grad, mean_product = ctx.gather(sums).sum(0) / count
+        # (grad - mean_grad - (x - mean) * invstd * mean_product) * gamma * invstd
+        scale = gamma * invstd
+        of_x = -scale * invstd * mean_product
+        grad_x = torch.addcmul(
+            _spread((-scale * mean_grad - of_x * mean).to(gamma.dtype)), x, _spread(of_x.to(gamma.dtype))
+        )
+        grad_x = grad_x.addcmul_(grad, _spread(scale)).to(x.dtype)
         grad_beta, grad_gamma = sums.to(gamma.dtype)  # of the shard: DDP adds the others'
-        return grad_x, grad_gamma, grad_beta, masked if ctx.residual else None, None, None, None
+        return grad_x, grad_gamma, grad_beta, grad if ctx.residual else None, None, None, None
 
 
-def moments(x: Tensor) -> Tensor:
-    """[b, C, H, W] -> float64 [3, C]: a channel's number of values, their mean, their squared distances from it."""
+def moments(x: Tensor, gamma: Tensor) -> Tensor:
+    """[b, C, H, W] -> float64 [3, C]: a channel's number of values, their mean, their squared distances from it.
+
+    By torch's batch norm, which is faster than what computes these alone; gamma says in which dtype.
+    """
     count = x.numel() // x.shape[1]
     if count == 0:
         return torch.zeros(3, x.shape[1], dtype=torch.float64, device=x.device)
-    variance, mean = torch.var_mean(x.double(), (0, 2, 3), correction=0)
-    return torch.stack((torch.full_like(mean, count), mean, variance * count))
+    _, mean, invstd = torch.native_batch_norm(x, gamma, gamma, None, None, True, 0.0, 0.0)
+    mean, distances = mean.double(), invstd.double() ** -2 * count
+    return torch.stack((torch.full_like(mean, count), mean, distances))
 
 
 def merged(parts: Tensor) -> Tensor:
-    """`moments` of several shards [shards, 3, C] -> of all of them [3, C]: every term is positive, nothing cancels."""
+    """`moments` of several shards [shards, 3, C] -> of all of them [3, C], as Chan, Golub & LeVeque (1979) do.
+
+    Every term is positive, so nothing cancels.
+    """
     counts, means, distances = parts.unbind(1)
     count = counts.sum(0)
     mean = (counts * means).sum(0) / count
     return torch.stack((count, mean, (distances + counts * (means - mean) ** 2).sum(0)))
 
 
-def apply(
-    x: Tensor, gamma: Tensor, beta: Tensor, residual: Tensor | None, mean: Tensor, invstd: Tensor, relu: bool
-) -> Tensor:
-    """`relu((x - mean) * invstd * gamma + beta + residual)`, as x."""
-    gamma, beta, mean, invstd = (t[:, None, None] for t in (gamma, beta, mean, invstd))
-    out = ((x - mean) * (invstd * gamma) + beta).to(x.dtype)
-    if residual is not None:
-        out = out + residual
-    return out.relu() if relu else out
-
-
-def gradient_sums(grad: Tensor, x: Tensor, mean: Tensor, invstd: Tensor) -> Tensor:
+def gradient_sums(grad: Tensor, x: Tensor, gamma: Tensor, mean: Tensor, invstd: Tensor) -> Tensor:
     """float64 [2, C]: a channel's sum of grad, and of grad times the normalised x."""
-    normal = (x - mean[:, None, None]).double() * invstd[:, None, None]
-    return torch.stack((grad.sum((0, 2, 3), dtype=torch.float64), (grad * normal).sum((0, 2, 3))))
-
-
-def input_gradient(
-    grad: Tensor, x: Tensor, gamma: Tensor, mean: Tensor, invstd: Tensor, mean_grad: Tensor, mean_product: Tensor
-) -> Tensor:
-    """x's gradient; mean_grad, mean_product: of all shards' `gradient_sums`, a value."""
-    gamma, mean, invstd, mean_grad, mean_product = (
-        t[:, None, None] for t in (gamma, mean, invstd, mean_grad, mean_product)
+    if x.numel() == 0:
+        return torch.zeros(2, x.shape[1], dtype=torch.float64, device=x.device)
+    _, products, sums = torch.ops.aten.native_batch_norm_backward(
+        grad, x, gamma, None, None, mean, invstd, True, 0.0, [False, True, True]
     )
-    return ((grad - mean_grad - (x - mean) * invstd * mean_product) * (gamma * invstd)).to(x.dtype)
+    return torch.stack((sums, products)).double()
+
+
+def _spread(figures: Tensor) -> Tensor:
+    """[C] -> [C, 1, 1], beside [b, C, H, W]."""
+    return figures[:, None, None]

@@ -90,7 +90,7 @@ def test_several_processes_train_as_one_does(size, net, kernels):
     ops.set_backend("auto")
 
 
-@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_two_hundred_steps_in_float64(size):
     sizes = (RAGGED * 29)[:200]
     args = (sizes, torch.float64, 0.02, "small")
@@ -141,7 +141,9 @@ def losses(run):
     return [json.loads(line)["loss"] for line in Path(run, "steps.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("freeze", [(), ("--freeze", "first-last", "--freeze-epochs", 1)], ids=["", "freeze"])
+@pytest.mark.parametrize(
+    "freeze", [pytest.param((), marks=pytest.mark.slow), ("--freeze", "first-last", "--freeze-epochs", 1)], ids=str
+)
 def test_a_run_of_several_is_like_a_run_of_one(folder, freeze):
     flags = ("--epochs", 2, "--val-size", 5, *freeze)
     run(folder, *flags, "--out", "one")
@@ -157,7 +159,7 @@ def test_a_run_of_several_is_like_a_run_of_one(folder, freeze):
     assert json.loads((several / "environment.jsonl").read_text())["processes"] == 3
 
 
-def test_a_killed_rank_ends_all_and_a_resumed_run_is_the_same_to_the_bit(folder, capfd):
+def test_a_killed_rank_ends_all_and_a_resumed_run_is_the_same_to_the_bit(folder):
     flags = ("--epochs", 3)
     in_world(3, run, folder, *flags, "--out", "whole")
     began = time.monotonic()
@@ -167,6 +169,7 @@ def test_a_killed_rank_ends_all_and_a_resumed_run_is_the_same_to_the_bit(folder,
     assert content("killed") == content("whole")
 
 
+@pytest.mark.slow
 def test_another_number_of_processes_goes_on(folder, capsys):
     flags = ("--epochs", 3)
     run(folder, *flags, "--out", "whole")
@@ -176,7 +179,7 @@ def test_another_number_of_processes_goes_on(folder, capsys):
     assert losses("killed") == pytest.approx(losses("whole"), abs=1e-4)
 
 
-@pytest.mark.parametrize("steps", [2, 8], ids=["in the first epoch", "later"])
+@pytest.mark.parametrize("steps", [pytest.param(2, marks=pytest.mark.slow), 8], ids=["in the first epoch", "later"])
 def test_what_torchrun_starts_again_goes_on(folder, steps):
     """With the same command line, in the folder of the same launch."""
     flags = ("--epochs", 2)
@@ -199,7 +202,21 @@ def test_an_evaluation_shared_out_gives_the_same_figures(folder):
 def test_a_crowd_counted_by_several(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make_part(tmp_path / "crowd", train=5)
-    flags = ("--val-size", "0", "--epochs", "1", "--crop", "32", "--schedule", "constant", "--lr", "0.001")
+    flags = (
+        "--strides",
+        "1",
+        "2",
+        "--val-size",
+        "0",
+        "--epochs",
+        "1",
+        "--crop",
+        "32",
+        "--schedule",
+        "constant",
+        "--lr",
+        "0.001",
+    )
     for size, name in ((1, "one"), (3, "several")):
         command = ["--task", "crowd", "--data", "crowd", *TINY, "--batch-size", "4", *flags, "--out", name]
         del command[command.index("--dropout") : command.index("--dropout") + 2]
