@@ -7,6 +7,7 @@ import types
 
 import pytest
 import torch
+from helpers import unpack_runs
 
 from resnet_min import ops
 from resnet_min.errors import UserError
@@ -132,6 +133,27 @@ def test_contenders_agree(name, monkeypatch, capsys):
     monkeypatch.setattr(torch.nn.Module, "compile", lambda *_, **__: None)  # slow, and another project's to test
     benchmark.main([name, "--device", "cpu", "--arch", "resnet20", "--batch", "4"])
     assert " ours " in capsys.readouterr().out
+
+
+def test_a_trained_network(tmp_path, monkeypatch, capsys):
+    """With its own test images; of a row, how exact its contender is, from all of them."""
+    monkeypatch.setattr(timing, "WINDOWS", 1)
+    run = unpack_runs(tmp_path) / "classes-finished"
+    benchmark.main(["inference", "--run", str(run), "--batch", "4", "--json", str(tmp_path / "table.json")])
+    rows = {row["name"]: row for row in json.loads((tmp_path / "table.json").read_text())["rows"]}
+    assert list(rows) == ["ours", "ours, F(4×4, 3×3)", "eager, channels_last"]
+    for name, row in rows.items():
+        assert row["changed"] == 0 and row["predictions"] > 4
+        assert (row["logits_off"] == 0) == (name == "eager, channels_last") and row["logits_off"] < 1e-3
+    with pytest.raises(UserError, match="has no classes"):
+        benchmark.main(["inference", "--run", str(tmp_path / "crowd-finished")])
+
+
+def test_what_is_said_of_other_logits():
+    wanted = torch.tensor([[1.0, -2.0], [0.5, 0.25], [0.0, 1.0]])
+    got = torch.tensor([[1.0, -2.0], [0.25, 0.5], [0.0, 1.0]])
+    said = {"logits_off": 0.25, "largest_logit": 2.0, "changed": 1, "predictions": 3}
+    assert inference.compared(got, wanted) == said
 
 
 def test_convolutions_as_a_part_of_what_the_processor_does(clock, monkeypatch):

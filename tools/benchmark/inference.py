@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from resnet_min import fuse
+from resnet_min.errors import UserError
 from resnet_min.model import resnet
 from resnet_min.tasks import trained
 from resnet_min.training import hardware
@@ -78,6 +79,8 @@ def contenders_of(net: nn.Module, images: Tensor) -> dict[str, Callable[[], Call
 def cases_of_run(args: argparse.Namespace) -> Iterator[Case]:
     """`fuse(model)` with either of Winograd's forms and the model itself, on batches of the first test images."""
     subject = trained.load(args.run)
+    if not subject.classes:
+        raise UserError(f"--run {args.run} has no classes: the table compares predictions")
     images = trained.load_data(subject, data=args.data).splits["test"]
     batches = subject.task.batches(images, hardware.cpu(), batch_size=250)
     images = torch.cat([inputs for inputs, _ in batches.ordered()])
