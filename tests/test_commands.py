@@ -266,7 +266,7 @@ def run_all(count, place, run_one):
     @given(COMMANDS)
     def draw(command):
         fits, (script, flags) = command
-        signal.alarm(120)
+        signal.alarm(600)
         code, err = run_one(script, flags)
         signal.alarm(0)
         check(fits, script, flags, code, err)

@@ -64,7 +64,7 @@ def test_damaged_pictures_and_annotations(tmp_path, count):
     images = list(pictures(rng))
     before, read, refused = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, 0, 0
     for number in range(count):
-        signal.alarm(60)
+        signal.alarm(600)
         annotation = number % 4 == 0
         path = tmp_path / ("x.mat" if annotation else "x.png")
         source = marks if annotation else images

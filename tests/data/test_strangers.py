@@ -31,10 +31,10 @@ TINY = ["-a", "resnet20", "--blocks", "1", "--widths", "4", "--epochs", "1", "-b
 
 @pytest.fixture(autouse=True)
 def limits(tmp_path, monkeypatch):
-    """A working directory, a home of its own, and two minutes: what waits for a pipe fails."""
+    """A working directory, a home of its own, and ten minutes: what waits for a pipe fails."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    signal.alarm(120)
+    signal.alarm(600)
     yield
     signal.alarm(0)
 

@@ -179,7 +179,7 @@ def test_damaged_checkpoints(tmp_path, count):
     before, sound, refused = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, 0, 0
     for number in range(count):
         which = int(rng.integers(len(kinds)))
-        signal.alarm(60)
+        signal.alarm(600)
         if number % 2:
             path.write_bytes(damaged(files[which], files[which - 1], rng))
         else:
