@@ -207,12 +207,12 @@ def update(runs: Path, out: Path, smoke: bool, failed: Mapping[str, str]) -> tup
         for result in (result for every in found.values() for result in every):
             try:
                 record(result, runs, records)
-            except UserError as error:
+            except (UserError, OSError) as error:
                 notes.append(f"not recorded: {error}")
         found, damaged = tables.read_all(records)
         notes += damaged
     path = out / "RESULTS.md"
-    old = path.read_text(encoding="utf-8") if path.is_file() else ""
+    old = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     rows, kept = tables.keep(
         tables.smoke_table(found, failed) if smoke else tables.table(found, failed), tables.read_markdown(old)
     )
@@ -261,7 +261,9 @@ def main(argv: list[str] | None = None) -> None:
     runs = Path(args.runs or ("runs/smoke" if args.smoke else "runs/reproduce"))
     out = Path(args.out or (runs if args.smoke else "."))
     path = out / "RESULTS.md"
-    if path.is_file() and not path.read_text(encoding="utf-8").startswith(tables.TITLES[args.smoke] + "\n"):
+    if path.is_file() and not path.read_text(encoding="utf-8", errors="replace").startswith(
+        tables.TITLES[args.smoke] + "\n"
+    ):
         raise UserError(f"{path} was not written by this command: name another --out")
     if any(recipes.recipe(name).settings["data"] == "cifar10" for name in chosen):
         from resnet_min import data
@@ -275,7 +277,7 @@ def main(argv: list[str] | None = None) -> None:
                 try:
                     if run(recipe, seed, runs, args) and not args.smoke:
                         update(runs, out, args.smoke, failed)
-                except UserError as error:
+                except (UserError, OSError) as error:
                     failed[recipe] = f"failed: {error}"
                     print(f"{recipe}: {failed[recipe]}", file=sys.stderr)
     finally:  # also after Ctrl-C

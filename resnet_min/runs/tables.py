@@ -13,6 +13,7 @@ from typing import Any
 
 from .. import tasks
 from ..errors import UserError
+from ..files import printable
 from ..recipes import RECIPES
 from ..tasks.options import TaskConfig
 from .folder import read_rows
@@ -113,7 +114,7 @@ def read_all(runs: Path) -> tuple[dict[str, list[Result]], list[str]]:
         for seed in sorted(seeds):
             try:
                 results.append(read(runs, recipe, seed))
-            except UserError as error:
+            except (UserError, OSError) as error:
                 damaged.append(f"skipped: {error}")
         if results := [result for result in results if result is not None]:
             found[recipe] = results
@@ -274,7 +275,7 @@ def read_markdown(text: str) -> Table:
 
 
 def _escaped(cell: str) -> str:
-    return " ".join(cell.split()).replace("|", r"\|")
+    return printable(" ".join(cell.split())).replace("|", r"\|")
 
 
 FOOTNOTES = (
@@ -292,7 +293,7 @@ def heading(found: Mapping[str, Sequence[Result]], smoke: bool, old: str = "") -
     lines = []
     for fact in FACTS:
         name = fact.replace("_", " ")
-        values = {str(start[fact]) for start in starts if start.get(fact)}
+        values = {printable(str(start[fact])) for start in starts if start.get(fact)}
         for line in re.findall(f"^- {name}: (.+)$", old, re.MULTILINE):
             values |= set(line.split("; "))
         if values:

@@ -283,6 +283,43 @@ def test_damaged_runs_are_skipped_and_named(capsys):
     assert list(tables.read_markdown(Path("RESULTS.md").read_text())) == ["ours-resnet20"]
 
 
+def test_text_that_cannot_be_written_is_escaped():
+    folder = make_run("results", "digits", 20)
+    (folder / "environment.jsonl").write_text(json.dumps({"device": "a\ud800", "torch": "\ud800"}) + "\n")
+    for _ in range(2):
+        reproduce.main([])
+        assert "| a\\ud800 " in Path("RESULTS.md").read_text()
+    Path("RESULTS.md").write_bytes(Path("RESULTS.md").read_bytes() + b"\xff")
+    reproduce.main([])
+
+
+def test_a_run_that_cannot_be_read_is_named(capsys, monkeypatch):
+    make_run("results", "ours-resnet20", 4)
+    make_run("runs/reproduce", "digits", 1)
+    real = tables.read_rows
+
+    def failing(folder):
+        if folder.name == "digits":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return real(folder)
+
+    monkeypatch.setattr(tables, "read_rows", failing)
+    reproduce.main([])
+    assert "skipped: [Errno 13] Permission denied: 'runs/reproduce/digits'" in capsys.readouterr().out
+
+
+def test_a_run_without_its_curves_is_gone_on_with(monkeypatch, capsys):
+    monkeypatch.setitem(recipes.RECIPES["digits"].settings, "epochs", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(figures, "curves", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            reproduce.main(["digits"])
+    reproduce.main(["digits"])
+    assert Path("runs/reproduce/digits/curves.png").exists() and "result: " in capsys.readouterr().out
+    reproduce.main(["digits"])
+    assert "runs/reproduce/digits: done" in capsys.readouterr().out
+
+
 def test_a_run_cut_off_before_its_first_epoch_begins_anew(monkeypatch):
     monkeypatch.setitem(recipes.RECIPES["digits"].settings, "epochs", 1)
     Path("runs/reproduce/digits").mkdir(parents=True)
