@@ -1,5 +1,7 @@
 """Fixtures of all tests: the devices to test on, the same seed, the figures that were drawn."""
 
+import signal
+
 import pytest
 import torch
 from hypothesis import settings
@@ -8,6 +10,10 @@ settings.register_profile("same", derandomize=True)  # a run tests what the one 
 settings.load_profile("same")
 
 DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
+
+
+# A job in the background ignores Ctrl-C, and so would the processes that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
