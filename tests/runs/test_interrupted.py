@@ -250,7 +250,7 @@ def test_a_full_disk_names_the_file_and_leaves_it_whole(folder, monkeypatch, mos
     assert_same_run("whole", "r")
 
 
-@pytest.mark.parametrize("kills", [8, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [3, pytest.param(200, marks=pytest.mark.slow)])
 def test_killed_at_any_moment(tmp_path, kills):
     make_shades(tmp_path / "shades")
     script = Path(__file__).with_name("kills.py")
