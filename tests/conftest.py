@@ -1,9 +1,11 @@
 """Fixtures of all tests: the devices to test on, the same seed, the figures that were drawn."""
 
 import signal
+from pathlib import Path
 
 import pytest
 import torch
+from helpers import make_shades
 from hypothesis import settings
 
 settings.register_profile("same", derandomize=True)  # a run tests what the one before it did
@@ -36,3 +38,11 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list:
     made, save = [], figures.save
     monkeypatch.setattr(figures, "save", lambda figure, path: (made.append(figure), save(figure, path)))
     return made
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The images of `make_shades`, as the working directory's `shades`."""
+    make_shades(tmp_path / "shades")
+    monkeypatch.chdir(tmp_path)
+    return "shades"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import TINY, assert_same_run, make_shades, rows
+from helpers import TINY, assert_same_run, rows
 
 import train
 from resnet_min.errors import UserError, run_script
@@ -18,14 +18,6 @@ from resnet_min.tasks import read_config
 from resnet_min.training import checkpoint, loop
 
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """The images of `make_shades`, as the working directory's `shades`."""
-    make_shades(tmp_path / "shades")
-    monkeypatch.chdir(tmp_path)
-    return "shades"
 
 
 def run(folder, *flags):

@@ -41,8 +41,8 @@ struct Product {
 using Transform = void(const float* const* from, float* to, int64_t stride, int64_t channels);
 struct Loops {
   Transform *input, *weight, *output_gradient, *weight_gradient;
-  void (*output)(const float* from, int64_t stride, float* const* pixels,
-                 int64_t channels);  // to those that are inside
+  // To those pixels that are inside; the others are null.
+  void (*output)(const float* from, int64_t stride, float* const* pixels, int64_t channels);
   void (*multiply)(const Product&);
 };
 

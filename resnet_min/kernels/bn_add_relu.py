@@ -200,10 +200,14 @@ def _warn_of_layout() -> None:
 def in_place_of(bn: nn.BatchNorm2d, relu: nn.ReLU | None, x: Tensor, residual: Tensor | None) -> Tensor:
     """`relu(bn(x) + residual)` where `stands_for` said so, with the running statistics updated as `bn` does."""
     out, mean, invstd = bn_add_relu(x, bn.weight, bn.bias, residual, bn.eps, relu is not None)
-    values = x.numel() // x.shape[1]
+    track(bn, mean, invstd, x.numel() // x.shape[1])
+    return out
+
+
+def track(bn: nn.BatchNorm2d, mean: Tensor, invstd: Tensor, values: int | Tensor) -> None:
+    """Update the running statistics of `bn` as it does, with those of a batch [C] of so many values a channel."""
     bn.num_batches_tracked.add_(1)
     weight = 1 / bn.num_batches_tracked if bn.momentum is None else bn.momentum
     variance = invstd.pow(-2).sub_(bn.eps).clamp_(min=0).mul_(values / (values - 1))
     bn.running_mean.lerp_(mean, weight)
     bn.running_var.lerp_(variance, weight)
-    return out

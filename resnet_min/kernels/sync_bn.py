@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .bn_add_relu import track
+
 Gather = Callable[[Tensor], Tensor]  # […] of each process -> [processes, …], in rank order
 
 
@@ -27,17 +29,13 @@ class SyncBatchNorm(nn.BatchNorm2d):
         self.train(bn.training)
 
     def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
-        """`relu(bn(x) + residual)`."""
+        """`relu(bn(x) + residual)`. Raises ValueError for a batch of one value a channel, in all processes."""
         if not self.training:
             out = super().forward(x)
             out = out if residual is None else out + residual
             return out.relu() if relu else out
         out, count, mean, invstd = _Synchronised.apply(x, self.weight, self.bias, residual, self.eps, relu, self.gather)
-        self.num_batches_tracked.add_(1)
-        weight = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
-        variance = invstd.pow(-2).sub_(self.eps).clamp_(min=0).mul_(count / (count - 1))
-        self.running_mean.lerp_(mean, weight)
-        self.running_var.lerp_(variance, weight)
+        track(self, mean, invstd, count)
         return out
 
 
@@ -54,6 +52,8 @@ class _Synchronised(torch.autograd.Function):
         gather: Gather,
     ) -> tuple[Tensor, ...]:
         count, mean, distances = merged(gather(moments(x, gamma)))
+        if count[0] < 2:
+            raise ValueError(f"batch norm needs more than 1 value per channel in a batch; got {int(count[0])}")
         mean, invstd = mean.to(gamma.dtype), (distances / count + eps).rsqrt().to(gamma.dtype)
         scale = gamma * invstd
         out = torch.addcmul(_spread(beta - mean * scale), x, _spread(scale)).to(x.dtype)

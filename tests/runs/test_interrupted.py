@@ -28,14 +28,6 @@ ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
 
 
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """The images of `make_shades`, as the working directory's `shades`."""
-    make_shades(tmp_path / "shades")
-    monkeypatch.chdir(tmp_path)
-    return "shades"
-
-
 def flags_of(out, *flags):
     return [*TINY, "--data", "shades", "--image-size", "16", "--epochs", "3", "--out", out, *map(str, flags)]
 
