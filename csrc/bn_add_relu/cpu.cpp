@@ -92,20 +92,41 @@ const Loops<T>& loops() {
   return RESNET_MIN_CHOSEN(kLoops<T>);
 }
 
-// ---- forward ----
+// Calls f(T()) for x's T.
+template <typename F>
+void with_type(const at::Tensor& x, const F& f) {
+  if (x.scalar_type() == at::kBFloat16) {
+    f(uint16_t());
+  } else if (x.scalar_type() == at::kFloat) {
+    f(float());
+  } else {
+    f(double());
+  }
+}
 
-// Mean and variance of each channel.
-struct Statistics {
-  std::vector<double> mean, variance;
-};
+template <typename T>
+const T* values(const at::Tensor& tensor) {
+  return tensor.defined() ? static_cast<const T*>(tensor.const_data_ptr()) : nullptr;
+}
 
+template <typename T>
+T* room(const at::Tensor& tensor) {
+  return tensor.defined() ? static_cast<T*>(tensor.mutable_data_ptr()) : nullptr;
+}
+
+// ---- the four passes, two forward and two backward: what a batch's statistics are merged between ----
+
+// result: float64 [3, channels], the number of values, their mean, the sum of their squared distances from it.
+//
 // A chunk is summed relative to the mean k of its first 16 rows. Since 16 (k - mean)^2 is at most the sum of its
 // squared distances from its mean, summing from k multiplies rounding errors by at most 1 + rows / 16, whatever the
 // values; where those rows are like the others, by about 1. The chunks' own distances and those of their means only
 // add.
 template <typename T>
-Statistics statistics(const Grid& grid, const T* x) {
+void moments(const at::Tensor& tensor, const at::Tensor& result) {
   using S = typename Types<T>::Sum;
+  const Grid grid(tensor);
+  const T* x = values<T>(tensor);
   const int64_t columns = grid.columns;
   // Of a chunk's columns: the sum of their values, then of their squared distances from their mean.
   std::vector<double> partial(2 * columns * grid.chunks);
@@ -129,16 +150,18 @@ Statistics statistics(const Grid& grid, const T* x) {
     }
   });
 
-  const double count = static_cast<double>((grid.rows * columns + grid.tail) / grid.channels);
+  const double count = static_cast<double>(tensor.numel() / grid.channels);
   std::vector<double> total(columns);
   for (int64_t i = 0; i < grid.chunks; ++i) {
     const double* sums = partial.data() + 2 * columns * i;
     for (int64_t j = 0; j < columns; ++j) total[j] += sums[j];
   }
-  Statistics result;
-  result.mean = grid.gathered(total);
-  for (double& mean : result.mean) mean /= count;
-  const std::vector<double> means = grid.spread(result.mean);
+  std::vector<double> means = grid.gathered(total);
+  for (double& mean : means) mean /= std::max(count, 1.0);
+  double* figures = room<double>(result);
+  figures = std::fill_n(figures, grid.channels, count);
+  figures = std::copy(means.begin(), means.end(), figures);
+  means = grid.spread(means);
   std::fill(total.begin(), total.end(), 0);
   for (int64_t i = 0; i < grid.chunks; ++i) {
     const double *sums = partial.data() + 2 * columns * i, *distances = sums + columns;
@@ -148,9 +171,8 @@ Statistics statistics(const Grid& grid, const T* x) {
       total[j] += distances[j] + n * delta * delta;
     }
   }
-  result.variance = grid.gathered(total);
-  for (double& variance : result.variance) variance /= count;
-  return result;
+  const std::vector<double> distances = grid.gathered(total);
+  std::copy(distances.begin(), distances.end(), figures);
 }
 
 template <typename A>
@@ -168,70 +190,51 @@ struct SpreadNormalisation {
   }
 };
 
-template <typename T>
-void forward(const at::Tensor& x, const at::Tensor& gamma, const at::Tensor& beta, const at::Tensor& residual,
-             double eps, bool relu, const at::Tensor& out, const at::Tensor& mean, const at::Tensor& invstd) {
-  using A = typename Types<T>::Apply;
-  const Grid grid(x);
-  const T* input = static_cast<const T*>(x.const_data_ptr());
-  A *means = mean.mutable_data_ptr<A>(), *invstds = invstd.mutable_data_ptr<A>();
-  const Statistics stats = statistics(grid, input);
-  for (int64_t c = 0; c < grid.channels; ++c) {
-    means[c] = static_cast<A>(stats.mean[c]);
-    invstds[c] = static_cast<A>(1 / std::sqrt(stats.variance[c] + eps));
+// A channel's figures.
+struct Channels {
+  const at::Tensor gamma, beta, mean, invstd;
+
+  Channels(const at::Tensor& gamma, const at::Tensor& beta, const at::Tensor& mean, const at::Tensor& invstd)
+      : gamma(gamma.contiguous()), beta(beta.contiguous()), mean(mean.contiguous()), invstd(invstd.contiguous()) {}
+
+  template <typename A>
+  SpreadNormalisation<A> spread(const Grid& grid) const {
+    return {grid, values<A>(gamma), values<A>(beta), values<A>(mean), values<A>(invstd)};
   }
-  const SpreadNormalisation<A> by(grid, gamma.const_data_ptr<A>(), beta.const_data_ptr<A>(), means, invstds);
-  const T* addend = residual.defined() ? static_cast<const T*>(residual.const_data_ptr()) : nullptr;
-  const Normalise<T> args{input, addend, static_cast<T*>(out.mutable_data_ptr()), by.scale.data(), by.shift.data()};
-  const auto normalise = loops<T>().normalise[addend != nullptr][relu];
+};
+
+template <typename T>
+void apply(const at::Tensor& x, const Channels& channels, const at::Tensor& residual, bool relu,
+           const at::Tensor& out) {
+  const Grid grid(x);
+  const auto by = channels.spread<typename Types<T>::Apply>(grid);
+  const Normalise<T> args{values<T>(x), values<T>(residual), room<T>(out), by.scale.data(), by.shift.data()};
+  const auto loop = loops<T>().normalise[residual.defined()][relu];
   grid.over_chunks(true, [&](const Chunk& chunk, int64_t) {
-    grid.over_blocks(chunk, chunk.rows, [&](const Part& part) { normalise(args, part); });
+    grid.over_blocks(chunk, chunk.rows, [&](const Part& part) { loop(args, part); });
   });
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> bn_add_relu(const at::Tensor& x, const at::Tensor& gamma,
-                                                           const at::Tensor& beta,
-                                                           const std::optional<at::Tensor>& residual, double eps,
-                                                           bool relu) {
-  check_bn_add_relu(x, gamma, beta, residual, eps, kDtypes);
-  at::Tensor out = at::empty_like(x);
-  at::Tensor mean = at::empty({x.size(1)}, gamma.options()), invstd = at::empty_like(mean);
-  const auto run = x.scalar_type() == at::kBFloat16 ? forward<uint16_t>
-                   : x.scalar_type() == at::kFloat  ? forward<float>
-                                                    : forward<double>;
-  run(x, gamma.contiguous(), beta.contiguous(), residual ? as_channels_last(*residual) : at::Tensor(), eps, relu, out,
-      mean, invstd);
-  return {out, mean, invstd};
-}
-
-// ---- backward ----
-
+// result: float64 [2, channels], the sum of grad after ReLU's mask, and of its products with the normalised x.
 template <typename T>
-void backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& gamma, const at::Tensor& beta,
-              const at::Tensor& mean, const at::Tensor& invstd, const at::Tensor& out, bool relu,
-              const at::Tensor& grad_x, const at::Tensor& grad_gamma, const at::Tensor& grad_beta,
-              const at::Tensor& grad_residual) {
+void gradient_sums(const at::Tensor& grad, const at::Tensor& x, const Channels& channels, const at::Tensor& out,
+                   bool relu, const at::Tensor& masked, const at::Tensor& result) {
   using A = typename Types<T>::Apply;
   using S = typename Types<T>::Sum;
   const Grid grid(x);
   const int64_t columns = grid.columns;
-  const T *output_grad = static_cast<const T*>(grad.const_data_ptr()),
-          *input = static_cast<const T*>(x.const_data_ptr());
-  const A *gammas = gamma.const_data_ptr<A>(), *means = mean.const_data_ptr<A>(), *invstds = invstd.const_data_ptr<A>();
-  const SpreadNormalisation<A> by(grid, gammas, beta.const_data_ptr<A>(), means, invstds);
+  const auto by = channels.spread<A>(grid);
+  const A *means = values<A>(channels.mean), *invstds = values<A>(channels.invstd);
   const std::vector<S> spread_means = grid.spread(std::vector<S>(means, means + grid.channels));
   const Mask mask = !relu ? Mask::kNone : out.defined() ? Mask::kFromOut : Mask::kFromX;
-  const T* output = out.defined() ? static_cast<const T*>(out.const_data_ptr()) : nullptr;
-  T* masked = out.defined() ? static_cast<T*>(grad_residual.mutable_data_ptr()) : nullptr;
-
+  const auto loop = loops<T>().sum_gradients[static_cast<int>(mask)];
   // Of a chunk's columns: the sum of grad, then of grad * (x - mean).
   std::vector<double> partial(2 * columns * grid.chunks);
-  const auto sum = loops<T>().sum_gradients[static_cast<int>(mask)];
   grid.over_chunks(false, [&](const Chunk& chunk, int64_t index) {
     double* sums = partial.data() + 2 * columns * index;
-    const GradientSums<T> args{output_grad,     input,           output, masked,        spread_means.data(),
-                               by.scale.data(), by.shift.data(), sums,   sums + columns};
-    grid.over_blocks(chunk, kBlock, [&](const Part& part) { sum(args, part); });
+    const GradientSums<T> args{values<T>(grad), values<T>(x),    values<T>(out), room<T>(masked), spread_means.data(),
+                               by.scale.data(), by.shift.data(), sums,           sums + columns};
+    grid.over_blocks(chunk, kBlock, [&](const Part& part) { loop(args, part); });
   });
   std::vector<double> sums(columns), products(columns);
   for (int64_t i = 0; i < grid.chunks; ++i) {
@@ -243,51 +246,132 @@ void backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& gam
   }
   sums = grid.gathered(sums);
   products = grid.gathered(products);
-
-  const double count = static_cast<double>(x.numel() / grid.channels);
-  std::vector<A> of_grad(grid.channels), of_x(grid.channels), constant(grid.channels);
-  A *gamma_grads = grad_gamma.mutable_data_ptr<A>(), *beta_grads = grad_beta.mutable_data_ptr<A>();
+  double* figures = room<double>(result);
   for (int64_t c = 0; c < grid.channels; ++c) {
-    products[c] *= static_cast<double>(invstds[c]);
-    gamma_grads[c] = static_cast<A>(products[c]);
-    beta_grads[c] = static_cast<A>(sums[c]);
-    const auto by_c = input_gradient(gammas[c], means[c], invstds[c], sums[c] / count, products[c] / count);
-    of_grad[c] = by_c.of_grad;
-    of_x[c] = by_c.of_x;
-    constant[c] = by_c.constant;
+    figures[c] = sums[c];
+    figures[grid.channels + c] = products[c] * static_cast<double>(invstds[c]);
   }
-  of_grad = grid.spread(of_grad);
-  of_x = grid.spread(of_x);
-  constant = grid.spread(constant);
+}
 
-  // The masked gradient, where there is one, needs no mask.
-  const InputGradients<T> args{masked ? masked : output_grad,
-                               input,
-                               static_cast<T*>(grad_x.mutable_data_ptr()),
-                               by.scale.data(),
-                               by.shift.data(),
-                               of_grad.data(),
-                               of_x.data(),
-                               constant.data()};
-  const auto input_gradients = loops<T>().input_gradients[mask == Mask::kFromX];
+// means: `gradient_sums` of the whole batch, over its number of values. relu: mask grad by x.
+template <typename T>
+void input_gradients(const at::Tensor& grad, const at::Tensor& x, const Channels& channels, const at::Tensor& means,
+                     bool relu, const at::Tensor& grad_x) {
+  using A = typename Types<T>::Apply;
+  const Grid grid(x);
+  const auto by = channels.spread<A>(grid);
+  const A *gammas = values<A>(channels.gamma), *mean = values<A>(channels.mean), *invstds = values<A>(channels.invstd);
+  const double *mean_grads = values<double>(means), *mean_products = mean_grads + grid.channels;
+  std::vector<A> of_grad(grid.columns), of_x(grid.columns), constant(grid.columns);
+  for (int64_t j = 0; j < grid.columns; ++j) {
+    const int64_t c = j % grid.channels;
+    const auto by_c = input_gradient(gammas[c], mean[c], invstds[c], mean_grads[c], mean_products[c]);
+    of_grad[j] = by_c.of_grad;
+    of_x[j] = by_c.of_x;
+    constant[j] = by_c.constant;
+  }
+  const InputGradients<T> args{values<T>(grad), values<T>(x),   room<T>(grad_x), by.scale.data(),
+                               by.shift.data(), of_grad.data(), of_x.data(),     constant.data()};
+  const auto loop = loops<T>().input_gradients[relu];
   grid.over_chunks(true, [&](const Chunk& chunk, int64_t) {
-    grid.over_blocks(chunk, chunk.rows, [&](const Part& part) { input_gradients(args, part); });
+    grid.over_blocks(chunk, chunk.rows, [&](const Part& part) { loop(args, part); });
   });
+}
+
+// ---- the operators: the passes, for a batch that several processes share, and all of them as one ----
+
+constexpr const char* kPass = "bn_add_relu";  // it takes what they do, and its reference has the words for the rest
+
+at::Tensor bn_moments(const at::Tensor& x) {
+  check_maps(kPass, x, kDtypes);
+  const at::Tensor result = at::empty({3, x.size(1)}, at::kDouble);
+  with_type(x, [&](auto t) { moments<decltype(t)>(x, result); });
+  return result;
+}
+
+at::Tensor bn_apply(const at::Tensor& x, const at::Tensor& gamma, const at::Tensor& beta, const at::Tensor& mean,
+                    const at::Tensor& invstd, const std::optional<at::Tensor>& residual, bool relu) {
+  check_maps(kPass, x, kDtypes);
+  check_channels(kPass, x, {gamma, beta, mean, invstd});
+  require(!residual || is_like(*residual, x), kPass);
+  const at::Tensor addend = residual ? as_channels_last(*residual) : at::Tensor(), out = at::empty_like(x);
+  with_type(x, [&](auto t) { apply<decltype(t)>(x, {gamma, beta, mean, invstd}, addend, relu, out); });
+  return out;
+}
+
+std::tuple<at::Tensor, at::Tensor> bn_gradient_sums(const at::Tensor& grad, const at::Tensor& x,
+                                                    const at::Tensor& gamma, const at::Tensor& beta,
+                                                    const at::Tensor& mean, const at::Tensor& invstd,
+                                                    const std::optional<at::Tensor>& out, bool relu) {
+  check_maps(kPass, x, kDtypes);
+  check_channels(kPass, x, {gamma, beta, mean, invstd});
+  require(is_like(grad, x) && (!out || (relu && is_like(*out, x))), kPass);
+  const at::Tensor output = out ? as_channels_last(*out) : at::Tensor(),
+                   masked = out ? at::empty_like(x) : at::empty({0}, x.options());
+  const at::Tensor result = at::empty({2, x.size(1)}, at::kDouble);
+  with_type(x, [&](auto t) {
+    gradient_sums<decltype(t)>(as_channels_last(grad), x, {gamma, beta, mean, invstd}, output, relu, masked, result);
+  });
+  return {result, masked};
+}
+
+at::Tensor bn_input_gradient(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& gamma,
+                             const at::Tensor& beta, const at::Tensor& mean, const at::Tensor& invstd,
+                             const at::Tensor& means, bool relu) {
+  check_maps(kPass, x, kDtypes);
+  check_channels(kPass, x, {gamma, beta, mean, invstd});
+  require(is_like(grad, x) && fits(means, at::kDouble, {2, x.size(1)}, x), kPass);
+  const at::Tensor grad_x = at::empty_like(x);
+  with_type(x, [&](auto t) {
+    input_gradients<decltype(t)>(as_channels_last(grad), x, {gamma, beta, mean, invstd}, means.contiguous(), relu,
+                                 grad_x);
+  });
+  return grad_x;
+}
+
+// The two rows of float64 figures, in gamma's dtype.
+std::tuple<at::Tensor, at::Tensor> rounded(const at::Tensor& figures, const at::Tensor& gamma) {
+  const at::Tensor result[] = {at::empty({gamma.numel()}, gamma.options()),
+                               at::empty({gamma.numel()}, gamma.options())};
+  const double* from = values<double>(figures);
+  for (const at::Tensor& row : result) {
+    if (gamma.scalar_type() == at::kDouble) {
+      std::copy_n(from, row.numel(), room<double>(row));
+    } else {
+      std::transform(from, from + row.numel(), room<float>(row), [](double v) { return static_cast<float>(v); });
+    }
+    from += row.numel();
+  }
+  return {result[0], result[1]};
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> bn_add_relu(const at::Tensor& x, const at::Tensor& gamma,
+                                                           const at::Tensor& beta,
+                                                           const std::optional<at::Tensor>& residual, double eps,
+                                                           bool relu) {
+  check_bn_add_relu(x, gamma, beta, residual, eps, kDtypes);
+  const int64_t channels = x.size(1);
+  const at::Tensor found = bn_moments(x), figures = at::empty({2, channels}, at::kDouble);
+  const double *count = values<double>(found), *means = count + channels, *distances = means + channels;
+  double* invstds = std::copy(means, distances, room<double>(figures));
+  for (int64_t c = 0; c < channels; ++c) invstds[c] = 1 / std::sqrt(distances[c] / count[c] + eps);
+  const auto [mean, invstd] = rounded(figures, gamma);
+  return {bn_apply(x, gamma, beta, mean, invstd, residual, relu), mean, invstd};
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> bn_add_relu_backward(
     const at::Tensor& grad, const at::Tensor& x, const at::Tensor& gamma, const at::Tensor& beta,
     const at::Tensor& mean, const at::Tensor& invstd, const std::optional<at::Tensor>& out, bool relu) {
   check_bn_add_relu_backward(grad, x, gamma, beta, mean, invstd, out, relu, kDtypes);
-  at::Tensor grad_x = at::empty_like(x);
-  at::Tensor grad_gamma = at::empty({x.size(1)}, gamma.options()), grad_beta = at::empty_like(grad_gamma);
-  at::Tensor grad_residual = out ? at::empty_like(x) : at::empty({0}, x.options());
-  const auto run = x.scalar_type() == at::kBFloat16 ? backward<uint16_t>
-                   : x.scalar_type() == at::kFloat  ? backward<float>
-                                                    : backward<double>;
-  run(as_channels_last(grad), x, gamma.contiguous(), beta.contiguous(), mean.contiguous(), invstd.contiguous(),
-      out ? as_channels_last(*out) : at::Tensor(), relu, grad_x, grad_gamma, grad_beta, grad_residual);
-  return {grad_x, grad_gamma, grad_beta, grad_residual};
+  const at::Tensor given = as_channels_last(grad);
+  auto [sums, masked] = bn_gradient_sums(given, x, gamma, beta, mean, invstd, out, relu);
+  const auto [grad_beta, grad_gamma] = rounded(sums, gamma);
+  const double count = static_cast<double>(x.numel() / x.size(1));
+  double* means = room<double>(sums);
+  for (int64_t i = 0; i < sums.numel(); ++i) means[i] /= count;
+  // The masked gradient, where there is one, needs no mask.
+  const at::Tensor grad_x = bn_input_gradient(out ? masked : given, x, gamma, beta, mean, invstd, sums, relu && !out);
+  return {grad_x, grad_gamma, grad_beta, masked};
 }
 
 }  // namespace
@@ -301,8 +385,26 @@ TORCH_LIBRARY_FRAGMENT(resnet_min, m) {
       "bn_add_relu_backward(Tensor grad, Tensor x, Tensor gamma, Tensor beta, Tensor mean, Tensor invstd, Tensor? out, "
       "bool relu) -> (Tensor grad_x, Tensor grad_gamma, Tensor grad_beta, Tensor grad_residual)",
       {at::Tag::pt2_compliant_tag});
+  m.def("bn_moments(Tensor x) -> Tensor", {at::Tag::pt2_compliant_tag});
+  m.def(
+      "bn_apply(Tensor x, Tensor gamma, Tensor beta, Tensor mean, Tensor invstd, Tensor? residual, bool relu) -> "
+      "Tensor",
+      {at::Tag::pt2_compliant_tag});
+  m.def(
+      "bn_gradient_sums(Tensor grad, Tensor x, Tensor gamma, Tensor beta, Tensor mean, Tensor invstd, Tensor? out, "
+      "bool "
+      "relu) -> (Tensor sums, Tensor masked)",
+      {at::Tag::pt2_compliant_tag});
+  m.def(
+      "bn_input_gradient(Tensor grad, Tensor x, Tensor gamma, Tensor beta, Tensor mean, Tensor invstd, Tensor means, "
+      "bool relu) -> Tensor",
+      {at::Tag::pt2_compliant_tag});
 }
 TORCH_LIBRARY_IMPL(resnet_min, CPU, m) {
+  m.impl("bn_moments", &bn_moments);
+  m.impl("bn_apply", &bn_apply);
+  m.impl("bn_gradient_sums", &bn_gradient_sums);
+  m.impl("bn_input_gradient", &bn_input_gradient);
   m.impl("bn_add_relu", &bn_add_relu);
   m.impl("bn_add_relu_backward", &bn_add_relu_backward);
 }

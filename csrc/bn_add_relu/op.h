@@ -20,17 +20,23 @@ inline at::ScalarType parameter_dtype(const at::Tensor& x) {
   return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
 
-inline void check_x(const char* op, const at::Tensor& x, at::ArrayRef<at::ScalarType> dtypes) {
-  require(is_any_of(x.scalar_type(), dtypes) && x.dim() == 4 && x.size(1) > 0 && x.numel() > x.size(1), op);
+inline void check_maps(const char* op, const at::Tensor& x, at::ArrayRef<at::ScalarType> dtypes) {
+  require(is_any_of(x.scalar_type(), dtypes) && x.dim() == 4 && x.size(1) > 0, op);
   TORCH_CHECK_VALUE(is_channels_last(x), op, ": x must be channels_last; got strides ", x.strides());
+}
+
+inline void check_x(const char* op, const at::Tensor& x, at::ArrayRef<at::ScalarType> dtypes) {
+  check_maps(op, x, dtypes);
+  require(x.numel() > x.size(1), op);
 }
 
 inline bool is_like(const at::Tensor& tensor, const at::Tensor& x) {
   return fits(tensor, x.scalar_type(), x.sizes(), x);
 }
 
-inline bool has_figures(const at::Tensor& tensor, const at::Tensor& x) {
-  return fits(tensor, parameter_dtype(x), x.sizes()[1], x);
+// One figure each of every channel.
+inline void check_channels(const char* op, const at::Tensor& x, std::initializer_list<at::Tensor> figures) {
+  for (const at::Tensor& tensor : figures) require(fits(tensor, parameter_dtype(x), x.sizes()[1], x), op);
 }
 
 inline void check_bn_add_relu(const at::Tensor& x, const at::Tensor& gamma, const at::Tensor& beta,
@@ -38,7 +44,8 @@ inline void check_bn_add_relu(const at::Tensor& x, const at::Tensor& gamma, cons
                               at::ArrayRef<at::ScalarType> dtypes) {
   const char* op = "bn_add_relu";
   check_x(op, x, dtypes);
-  require(has_figures(gamma, x) && has_figures(beta, x) && (!residual || is_like(*residual, x)), op);
+  check_channels(op, x, {gamma, beta});
+  require(!residual || is_like(*residual, x), op);
   require(eps >= 0 && std::isfinite(eps), op);
 }
 
@@ -48,9 +55,8 @@ inline void check_bn_add_relu_backward(const at::Tensor& grad, const at::Tensor&
                                        at::ArrayRef<at::ScalarType> dtypes) {
   const char* op = "bn_add_relu_backward";
   check_x(op, x, dtypes);
-  require(is_like(grad, x) && has_figures(gamma, x) && has_figures(beta, x), op);
-  require(has_figures(mean, x) && has_figures(invstd, x), op);
-  require(!out || (relu && is_like(*out, x)), op);
+  check_channels(op, x, {gamma, beta, mean, invstd});
+  require(is_like(grad, x) && (!out || (relu && is_like(*out, x))), op);
 }
 
 }  // namespace resnet_min

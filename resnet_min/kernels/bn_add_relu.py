@@ -107,7 +107,7 @@ def _check_x(operator: str, x: Tensor) -> None:
 
 def _check_figures(operator: str, x: Tensor, **figures: Tensor) -> None:
     """Raise ValueError unless there is one of each for every channel of x."""
-    dtype = _figures_dtype(x)
+    dtype = figures_dtype(x)
     for name, got in figures.items():
         wanted = f"{dtype_name(dtype)} [{x.shape[1]}]"
         check_argument(operator, name, got, wanted, (dtype,), (x.shape[1],))
@@ -134,12 +134,13 @@ def _takes_dtypes(x: Tensor, gamma: Tensor, beta: Tensor, residual: Tensor | Non
     return (
         x.dim() == 4
         and (x.dtype in (torch.float32, torch.bfloat16, torch.float64) or (x.dtype == torch.float16 and x.is_cuda))
-        and gamma.dtype == beta.dtype == _figures_dtype(x)
+        and gamma.dtype == beta.dtype == figures_dtype(x)
         and (residual is None or residual.dtype == x.dtype)
     )
 
 
-def _figures_dtype(x: Tensor) -> torch.dtype:
+def figures_dtype(x: Tensor) -> torch.dtype:
+    """What a channel's figures are in, beside x."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 

@@ -95,9 +95,11 @@ class Several(World):
         self.rank, self.size, self.local_rank = rank, size, local_rank
 
     def gather(self, figures: Tensor) -> Tensor:
-        parts = [torch.empty_like(figures) for _ in range(self.size)]
-        dist.all_gather(parts, figures.contiguous())
-        return torch.stack(parts)
+        # Not all_gather, which goes round in a ring: for the few figures of a batch norm that takes gloo twice as long.
+        mine = figures.expand(self.size, *figures.shape).contiguous()
+        parts = torch.empty_like(mine)
+        dist.all_to_all_single(parts, mine)
+        return parts
 
     def gathered(self, parts: list[Tensor]) -> list[Tensor]:
         lists: list[Any] = [None] * self.size
