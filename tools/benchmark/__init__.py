@@ -2,4 +2,4 @@
 
 # Each is a module here that defines `cases(args) -> Iterator[Case]`: see timing.py. It may also define `run`, to be
 # called in place of timing's, and `VERSIONS`, the further packages that its figures depend on.
-TABLES = ("augment", "kernels", "training", "inference", "serving", "server")
+TABLES = ("augment", "kernels", "training", "scaling", "inference", "serving", "server")

@@ -3,6 +3,7 @@
     python -m tools.benchmark augment [--device cpu] [--json augment.json]
     python -m tools.benchmark kernels --arch resnet18
     python -m tools.benchmark training --arch resnet20
+    python -m tools.benchmark scaling --arch resnet20
     python -m tools.benchmark inference --arch resnet18 --batch 256
     python -m tools.benchmark inference --run runs/NAME
     python -m tools.benchmark serving --json serving.json

@@ -16,6 +16,7 @@ from resnet_min.data.batches import draw as draw_epoch
 from resnet_min.model import resnet
 from resnet_min.tasks.classify.options import ClassifyConfig
 from resnet_min.training.cuda_graph import Recorder
+from resnet_min.training.distributed import World
 from resnet_min.training.hardware import hardware, keep_freed_memory
 from resnet_min.training.loop import train_one_epoch
 from resnet_min.training.optimizer import make_optimizer
@@ -31,13 +32,18 @@ def cases(args: argparse.Namespace) -> Iterator[Case]:
     The same network from the same weights, SGD with Nesterov's momentum, random crop and flip. A hand-written loop
     makes its batches by `batched_gather`. The images are random: no step's time depends on what they show.
     """
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (8192, 32, 32, 3), dtype=torch.uint8, generator=generator)
-    split = data.Split(images, torch.randint(0, 10, (len(images),), generator=generator))
+    split = random_images()
     for batch in args.batch or ([128] if args.device.type == "cpu" else [128, 512, 1024]):
         about = {"arch": args.arch, "batch": batch}
-        steps = 1 if args.device.type == "cpu" else len(images) // batch  # a call; only then does the host wait
+        steps = 1 if args.device.type == "cpu" else len(split.images) // batch  # a call; only then does the host wait
         yield Case(about, steps * batch, contenders_of(args, split, batch, steps), check)
+
+
+def random_images() -> data.Split:
+    """As many as the steps of these tables take turns with."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (8192, 32, 32, 3), dtype=torch.uint8, generator=generator)
+    return data.Split(images, torch.randint(0, 10, (len(images),), generator=generator))
 
 
 def contenders_of(args: argparse.Namespace, split: data.Split, batch: int, steps: int) -> dict[str, Callable[[], Call]]:
@@ -74,15 +80,24 @@ def new_net(args: argparse.Namespace) -> tuple[nn.Module, torch.optim.Optimizer]
 
 
 def our_steps(
-    args: argparse.Namespace, split: data.Split, batch: int, steps: int, recorder: Recorder | None = None
+    args: argparse.Namespace,
+    split: data.Split,
+    batch: int,
+    steps: int,
+    recorder: Recorder | None = None,
+    *,
+    world: World = World(),  # noqa: B008 a constant
+    parallel: Callable[[nn.Module], nn.Module] = lambda net: net,
 ) -> Call:
-    """What train.py does."""
+    """What train.py does; `parallel` makes of a network what is trained in a `world` of several."""
     net, optimizer = new_net(args)
     net.to(memory_format=torch.channels_last)
-    where = hardware(str(args.device))
+    where = hardware(str(args.device), world=world)
+    net = parallel(net)
     batches = Batches(
-        split, batch_size=batch, mean=MEAN, std=STD, device=args.device, dtype=where.dtype, padding=4, flip=0.5
-    )
+        split, batch_size=batch, mean=MEAN, std=STD, device=args.device, dtype=where.dtype, padding=4, flip=0.5,
+        part=world.part,
+    )  # fmt: skip
     endless = chain.from_iterable(batches.epoch(epoch) for epoch in count(1))
 
     def call() -> float:
