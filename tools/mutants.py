@@ -63,12 +63,12 @@ ROOMS = {
         "training/loop.py": "training/test_loop.py",
     },
     "runs": {
-        "runs/folder.py": "runs/test_tables.py test_train.py runs/test_interrupted.py",
-        "runs/pace.py": "runs/test_interrupted.py",
-        "runs/job.py": "test_train.py",
+        "runs/folder.py": "runs/test_folder.py runs/test_tables.py test_train.py runs/test_interrupted.py",
+        "runs/pace.py": "runs/test_pace.py runs/test_interrupted.py",
+        "runs/job.py": "runs/test_job.py test_train.py runs/test_interrupted.py",
     },
     "tasks": {
-        "tasks/*.py": "tasks/test_loading.py tasks/test_a_third_task.py test_eval.py",
+        "tasks/*.py": "tasks/test_loading.py tasks/test_classify.py tasks/test_a_third_task.py test_eval.py",
         "tasks/classify/task.py": "tasks/test_classify.py test_eval.py",
         "tasks/crowd/task.py": "tasks/test_crowd.py",
     },

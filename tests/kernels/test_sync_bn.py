@@ -51,3 +51,8 @@ def test_one_value_a_channel_is_refused():
     with pytest.raises(ValueError, match="more than 1 value per channel in a batch; got 1"):
         bn(torch.randn(1, 3, 1, 1))
     assert bn.running_var.isfinite().all()
+
+
+def test_the_sums_of_an_empty_shard_are_zeros_of_each_channel():
+    x, figures = torch.zeros(0, 3, 4, 4), torch.ones(3)
+    assert sync_bn.gradient_sums(x, x, figures, figures, figures).equal(torch.zeros(2, 3, dtype=torch.float64))
