@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from resnet_min import data
-from resnet_min.data.batches import Batches, draw, rotate
+from resnet_min.data.batches import Batches, draw, rotate, share
 from resnet_min.errors import UserError
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -73,6 +73,13 @@ def test_draws_are_uniform_and_independent(padding, flip):
     assert steps == pytest.approx(1 / 3, abs=0.01)
 
 
+@pytest.mark.parametrize(("n", "parts"), [(0, 3), (1, 2), (5, 2), (7, 3), (9, 3)])
+def test_shares_are_of_about_equal_size_and_together_all(n, parts):
+    shares = [list(range(n))[share(n, (number, parts))] for number in range(parts)]
+    assert sum(shares, []) == list(range(n))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
 # ---- batches ----
 
 
@@ -91,7 +98,7 @@ def test_batches(n, batch_size, sizes, dtype):
     for run in (made.epoch(0), made.ordered()):
         run = list(run)
         assert [len(images) for images, _ in run] == [len(labels) for _, labels in run] == sizes
-        assert len(made) == len(sizes)
+        assert len(made) == len(sizes) and made.size == (8, 8)
         for images, labels in run:
             assert images.shape[1:] == (3, 8, 8) and images.dtype == dtype and labels.dtype == torch.int64
             assert images.is_contiguous(memory_format=torch.channels_last)

@@ -75,7 +75,7 @@ def assert_same(a, b):
 def test_digits():
     digits = data.load("digits")
     assert (digits.name, digits.source, digits.classes, digits.val) == ("digits", "digits", tuple("0123456789"), None)
-    assert (len(digits.train), len(digits.test)) == (1437, 360)
+    assert (len(digits.train), len(digits.test)) == (1437, 360) and list(digits.splits) == ["train", "test"]
     for split in (digits.train, digits.test):
         assert split.images.shape == (len(split), 32, 32, 3) and split.images.dtype == torch.uint8
         assert split.labels.shape == (len(split),) and split.labels.dtype == torch.int64
@@ -318,6 +318,21 @@ def test_validation_that_leaves_nothing(tmp_path, val_size):
         data.load(tmp_path, val_size=val_size)
 
 
+def test_validation_of_one_image_or_all_but_one(tmp_path):
+    make_folder(tmp_path)
+    for val_size in (1, 4):
+        got = data.load(tmp_path, val_size=val_size)
+        assert (len(got.train), len(got.val)) == (5 - val_size, val_size)
+
+
+def test_test_images_alone(tmp_path):
+    make_folder(tmp_path, {"test": {"ant": 1, "bee": 2}})
+    got = data.load(tmp_path, needed=("test",))
+    assert got.train is got.val is got.mean is got.std is None and len(got.test) == 3
+    with pytest.raises(UserError, match="has no train/ to hold 1 validation images out of"):
+        data.load(tmp_path, val_size=1, needed=("test",))
+
+
 def test_folder_with_validation(tmp_path):
     pixels = make_folder(tmp_path, {name: {"ant": 2, "bee": 1} for name in ("train", "val", "test")})
     got = data.load(tmp_path)
@@ -458,7 +473,8 @@ def test_without_any_cache_it_warns_and_works(tmp_path, home, capsys):
     got = data.load(tmp_path)
     assert len(got.train) == 5
     err = capsys.readouterr().err
-    assert err.startswith("warning: no writable cache for") and err.count("\n") == 1
+    assert err.startswith("warning: no writable cache for") and err.endswith(": Not a directory)\n")
+    assert err.count("\n") == 1
 
 
 def test_a_cache_dir_that_cannot_be_written_is_an_error(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -250,6 +251,31 @@ def test_a_default_cache_that_others_may_write_gives_way_to_the_users(capsys):
     data.load(root)
     assert len(list(Path("home/.cache/resnet_min").iterdir())) == 1 and not list((root / ".resnet_min_cache").iterdir())
     assert Path("home/.cache/resnet_min").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize(("owner", "shared"), [(0, False), (12345, False), (1, True)])
+def test_a_cache_belongs_to_its_user_or_to_root(owner, shared, monkeypatch):
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    monkeypatch.setattr(Path, "stat", lambda path: SimpleNamespace(st_uid=owner, st_mode=0o100644))
+    assert cache._is_shared(Path("x")) == shared
+
+
+def test_a_new_cache_is_its_users_alone():
+    data.load(make_folder("images"), cache_dir="new/cache")
+    assert Path("new/cache").stat().st_mode & 0o777 == 0o700
+
+
+class Trap:
+    def __reduce__(self):
+        return Path.touch, (Path("touched"),)
+
+
+def test_no_code_in_a_cache_is_run():
+    root = make_folder("images")
+    data.load(root)
+    (file,) = (root / ".resnet_min_cache").iterdir()
+    torch.save({**torch.load(file), "more": Trap()}, file)
+    assert len(data.load(root).train) == 8 and not Path("touched").exists()
 
 
 def element(kind, content):

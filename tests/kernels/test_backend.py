@@ -1,5 +1,7 @@
 """Which backend runs, and what it says of itself."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -24,6 +26,18 @@ def test_load_gives_its_reason():
     assert backend._load({"cpu": "no compiler at install"}) == (None, "no compiler at install")
     module, reason = backend._load({"cpu": "built", "torch": "2.0.1"})
     assert module is None and reason == f"built for torch 2.0.1, this is {torch.__version__}: install again"
+
+
+@pytest.mark.parametrize("built_for", [torch.__version__, "2.0.1"])
+def test_a_module_is_used_with_its_own_torch_only(built_for, monkeypatch):
+    """Where setup.py left no note, the module itself says which it is."""
+    module = SimpleNamespace(build_info=lambda: {"torch": built_for})
+    monkeypatch.setattr(backend.importlib, "import_module", lambda name: module)
+    loaded, reason = backend._load({})
+    if built_for == torch.__version__:
+        assert (loaded, reason) == (module, "")
+    else:
+        assert loaded is None and reason.startswith("built for torch 2.0.1, this is")
 
 
 def test_without_the_extension_everything_is_the_reference(monkeypatch):

@@ -476,6 +476,13 @@ def test_kernel_refuses_other_layouts(device):
             operator(**args)
 
 
+def test_two_values_per_channel_are_enough(backend, device):
+    x = torch.tensor([1.0, 3.0], device=device).view(2, 1, 1, 1).contiguous(memory_format=torch.channels_last)
+    gamma, beta = torch.ones(1, device=device), torch.zeros(1, device=device)
+    out, mean, invstd = ops.bn_add_relu(x, gamma, beta, None, 0.0, False)
+    assert (out.flatten().tolist(), mean.item(), invstd.item()) == ([-1, 1], 2, 1)
+
+
 def test_one_value_per_channel_is_eagers_error():
     for error in (lambda x: F.batch_norm(x, None, None, training=True), lambda x: resnet("resnet20").train()(x)):
         with pytest.raises(ValueError, match="more than 1 value per channel"):

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from resnet_min import ops
+from resnet_min.kernels import conv3x3
 from resnet_min.model import resnet
 
 from .conftest import REFUSAL, assert_as_close_as_eager, needs_extension, outcomes_by_threads, run_under
@@ -265,6 +266,15 @@ def test_what_the_operator_cannot_do_the_modules_do(change, left, calls):
     change(net)
     net(images())
     assert len(calls) == left
+
+
+@needs_extension
+def test_a_tensor_of_another_class_is_left_to_the_module():
+    class Traced(torch.Tensor):
+        pass
+
+    conv, x = network(blocks=(1,), widths=(64,)).layer1[0].conv1, draw()[0]
+    assert conv3x3.stands_for(conv, x) and not conv3x3.stands_for(conv, x.as_subclass(Traced))
 
 
 @needs_extension

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from resnet_min import ops, reference
+from resnet_min.kernels import conv_bn_relu
 from resnet_min.model import resnet
 
 from .conftest import REFUSAL, assert_as_close_as_eager, needs_extension, needs_gpu, outcomes_by_threads
@@ -221,9 +222,11 @@ def test_a_prepacked_weight_gives_the_same(inputs, kernel, stride, padding):
 
 
 @needs_extension
-def test_only_onednn_takes_a_prepacked_weight():
+def test_only_onednn_takes_a_prepacked_weight(monkeypatch):
     x, weight, *_ = draw(dtype=torch.bfloat16)
     assert ops.takes_prepacked(x, weight) == torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    monkeypatch.setattr(conv_bn_relu, "_onednn_has_bf16", lambda: True)  # whatever the processor
+    assert ops.takes_prepacked(x, weight)
     assert not ops.takes_prepacked(x.float(), weight.float())
     assert not ops.takes_prepacked(x.to("meta"), weight)
     ops.set_backend("reference")

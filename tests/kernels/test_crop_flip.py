@@ -142,7 +142,9 @@ def test_layouts(backend, device):
         "colours reversed": images.flip(-1)[:4],
         "planar": images[:4].permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1),
         "one image, four times": images[:1].expand(4, -1, -1, -1),
+        "a single column": images[:4, :, :1],
     }
+    assert ops.supported("crop_flip", images[:4, :, ::36], index, offset, flip, table) == (backend == "extension")
     for name, cut in cuts.items():
         before = cut.clone()
         got = ops.crop_flip(cut, index, offset2, flip2, table2, padding)

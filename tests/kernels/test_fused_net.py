@@ -432,6 +432,10 @@ BAD = {  # what is bad: (how, the message)
         lambda x, w, b, p: (x[..., :1, :1], [torch.ones(16, 3, 4, 4), *w[1:]], b, p),
         "layer 0 does not fit into 1×1 and its padding",
     ),
+    "a high kernel": (
+        lambda x, w, b, p: (x[..., :1, :], [torch.ones(16, 3, 4, 1), *w[1:]], b, p),
+        "layer 0 does not fit into 1×15 and its padding",
+    ),
     "fc of a map": (
         lambda x, w, b, p: (x, w[:1] + [torch.ones(5, 16)], b[:1] + b[3:], p[:9] + [LINEAR, 1] + p[47:]),
         "layer 1 takes maps of one pixel; got 18×15",

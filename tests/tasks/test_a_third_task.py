@@ -19,6 +19,7 @@ from helpers import check_legible
 from PIL import Image
 from torch import nn
 
+import resnet_min
 import train
 import visualize
 from resnet_min import data, recipes, tasks
@@ -192,6 +193,8 @@ def test_it_answers(capsys):
     run("run")
     Image.new("L", (40, 30)).save("picture.png")
     evaluate.main(["run", "--images", "picture.png", "none.png", "--json", "f.json", "--device", "cpu"])
+    with pytest.raises(UserError, match="run/last.pt is of --task angle: it has no classes to predict"):
+        resnet_min.load("run")
     (row, none) = json.loads(Path("f.json").read_text())["images"]
     assert f"picture.png: turned by {row['predicted']:.1f}°" in capsys.readouterr().out and "error" in none
 

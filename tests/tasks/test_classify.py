@@ -1,11 +1,15 @@
 """The task of classes: how a pass is judged, and what it says of a picture."""
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
+from resnet_min.data import Split
+from resnet_min.errors import UserError
 from resnet_min.tasks.classify.options import ClassifyConfig
 from resnet_min.tasks.classify.task import predict
 from resnet_min.training.hardware import cpu
@@ -35,3 +39,27 @@ def test_a_picture_is_answered_in_words_and_drawn(tmp_path):
     assert (said.caption, said.more) == ("red.png: predicted cold (95.3%)", ", hot (4.7%)")
     assert said.figures["predicted"] == "cold" and sum(said.figures["probabilities"].values()) == pytest.approx(1)
     assert Image.open(tmp_path / "answer.png").size[0] > 500
+
+
+def test_an_answer_names_the_three_likeliest_classes():
+    config = ClassifyConfig(arch="resnet20", blocks=(1,), widths=(4,), strides=(1,), mean=(0.5,) * 3, std=(0.2,) * 3)
+    task = config.make_task()
+    net = task.build("abcd").eval()
+    with torch.no_grad():
+        net.fc.weight.zero_()
+        net.fc.bias.copy_(torch.tensor([1.0, 0.0, 3.0, 2.0]))
+    image = Split(torch.zeros(1, 32, 32, 3, dtype=torch.uint8), torch.tensor([-1]))
+    (said,) = task.answer(net, [("x", image)], "abcd", cpu())
+    assert (said.caption, said.more) == ("x: predicted c (64.4%)", ", d (23.7%), a (8.7%)")
+    net.fc.bias.data[0] = float("nan")
+    with pytest.raises(UserError, match="the model's outputs are not all finite"):
+        list(task.answer(net, [("x", image)], "abcd", cpu()))
+
+
+def test_options_of_images_reach_the_data_and_the_net():
+    config = ClassifyConfig(data="digits", image_size=16, limit=20, mean=(0.5,) * 3, std=(0.2,) * 3)
+    dataset = config.make_task().load()
+    assert dataset.train.images.shape == (20, 16, 16, 3)
+    assert config.make_task().build("ab").preprocessing.size == 16
+    for unknown in ({"mean": None}, {"std": None}):  # how they are normalised
+        assert dataclasses.replace(config, **unknown).make_task().build("ab").preprocessing is None

@@ -161,6 +161,17 @@ def test_refusals(tmp_path):
         assert "\n" not in str(error.value)
 
 
+def test_options_that_do_not_fit_the_weights_or_the_data(tmp_path):
+    run = save(tmp_path / "run")
+    with pytest.raises(UserError, match="part is data of --task crowd; .*last.pt is of --task classify"):
+        trained.load_data(trained.load(run), data=str(make_part(tmp_path / "part", train=1, test=1)))
+    saved = checkpoint.load(run)
+    saved["config"]["blocks"] = (10**7, 10**7)
+    checkpoint.save(run / "last.pt", saved)
+    with pytest.raises(UserError, match="--blocks 10000000 10000000 are more than the"):
+        trained.load(run)
+
+
 def test_a_net_without_classes_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make_part(tmp_path / "part")

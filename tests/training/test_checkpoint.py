@@ -65,11 +65,14 @@ def test_unreadable_checkpoints_are_refused_in_one_line(saved, tmp_path):
     with pytest.raises(UserError, match="refused"):
         checkpoint.load(path)
     torch.save({"state_dict": {}}, path)
-    with pytest.raises(UserError, match="not a checkpoint of this project"):
+    with pytest.raises(UserError, match="not a checkpoint of this project: it has no model, optimizer, schedule"):
         checkpoint.load(path)
 
 
 def test_another_architecture_is_named(saved, tmp_path):
+    other = ClassifyConfig(arch="resnet20", blocks=(1, 1, 1), widths=(8, 8, 8)).make_task().build("abc")
+    with pytest.raises(UserError, match=r"the checkpoint was trained as another architecture.*bn1"):
+        checkpoint.load_weights(other, saved)
     saved["config"]["widths"] = [8, 8, 8]
     checkpoint.save(tmp_path / "last.pt", saved)
     with pytest.raises(UserError, match=r"another architecture.*bn1"):

@@ -54,6 +54,37 @@ def test_an_epoch_equals_torch_by_hand(name):
         torch.testing.assert_close(one, two)
 
 
+def test_an_epoch_in_two_parts_is_one():
+    class Stop(Exception):
+        pass
+
+    def stop():
+        raise Stop
+
+    def train(saved=None, **options):
+        progress = loop.Progress.at(saved, 3, CPU.device)
+        options |= dict(progress=progress)
+        return progress, lambda: loop.train_one_epoch(
+            net, make_batches(), optimizer, [0.1, 0.05, 0.2], CPU, cross_entropy, **options
+        )
+
+    net = make_net()
+    optimizer = make_optimizer(Config(), net)
+    losses, accuracy = train()[1]()
+    whole = net[1].weight.clone()
+    net = make_net()
+    optimizer = make_optimizer(Config(), net)
+    progress, part = train(after_step=stop)
+    with pytest.raises(Stop):
+        part()
+    saved = progress.saved()
+    assert len(saved["losses"]) == 1 and saved["seen"] == 4 and saved["seconds"] > 0
+    again = train(saved)[1]()
+    assert torch.equal(again[0], losses) and again[1] == accuracy and torch.equal(net[1].weight, whole)
+    with pytest.raises(UserError, match="took 1 steps of an epoch that has 0 here"):
+        loop.Progress.at(saved, 0, CPU.device)
+
+
 def test_parameters_that_do_not_require_grad_are_left_alone():
     net = make_net()
     net[1].bias.requires_grad_(False)
