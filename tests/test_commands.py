@@ -133,7 +133,7 @@ def evaluation(draw):
     flags += some(draw, ["--out", "pictures"], ["--cache-dir", "cache"], ["--split", "test"])
     if run == "runs/c":
         return "eval", flags + some(draw, ["--worst", ints(1, 2)])
-    flags += some(draw, ["--tta", "flip"], ["--data", "folder"])
+    flags = some(draw, ["runs/b"]) + flags + some(draw, ["--tta", "flip"], ["--data", "folder"])
     return "eval", flags + draw(
         one([], [], [], ["--confusion"], ["--roc"], ["--reliability"], ["--worst", "3"], ["runs/b"])
     )

@@ -111,12 +111,13 @@ def changed(saved, rng):
     saved = copied(saved)
     for _ in range(rng.integers(1, 4)):
         found = list(places(saved))
-        deep = [place for place in found if place[0] in (saved, saved.get("config"))] if rng.random() < 0.5 else found
+        outer = [place for place in found if any(place[0] is part for part in (saved, saved.get("config")))]
+        deep = outer if rng.random() < 0.5 else found
         holder, key = (deep or found)[rng.integers(len(deep or found))]
         kind = rng.integers(6)
         if kind == 5:  # a value that fits
             value = holder[key]
-            if isinstance(value, torch.Tensor):
+            if isinstance(value, torch.Tensor) and validate.is_dense(value):  # not 10**9 values that are one
                 holder[key] = value.flip(0) if value.dim() else value + 1
             elif type(value) in (int, float):
                 holder[key] = value + 1

@@ -7,10 +7,12 @@ A part is a folder with `train_data` and `test_data`, each with `images/NAME.jpg
 
 from __future__ import annotations
 
+import json
 import os
-import struct
-import zlib
-from collections.abc import Collection, Iterable
+import signal
+import subprocess
+import sys
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +29,6 @@ from ...data.splits import Dataset, mean_std, stratified
 from ...errors import UserError
 
 TRUTH = ("ground-truth", "ground_truth")  # what copies call the folder of annotations
-MOST_ANNOTATION = 2**24  # bytes of an annotation, inflated: about a million heads
 SLACK = 1.0  # pixels: MATLAB counts them from 1 at their centres, so a point on the border may lie half of one outside
 
 
@@ -165,9 +166,9 @@ def _decode(name: str, found: dict[str, list[tuple[os.DirEntry, os.DirEntry]]]) 
     """All images and points: what the cache holds."""
     from tqdm import tqdm
 
-    def one(pair: tuple[os.DirEntry, os.DirEntry]) -> tuple[Tensor, Tensor, Tensor]:
+    def one(pair: tuple[os.DirEntry, os.DirEntry], points: np.ndarray | str) -> tuple[Tensor, Tensor, Tensor]:
         image = pixels(pair[0].path, None).copy()
-        points = read_points(pair[1].path, image.shape[:2])
+        points = _within(points, pair[1].path, image.shape[:2])
         squares = np.einsum("hwc,hwc->c", image, image, dtype=np.int64)  # converts in small pieces
         sums = np.stack([image.sum((0, 1), dtype=np.int64), squares])
         return tuple(map(torch.from_numpy, (image, points, sums)))
@@ -178,7 +179,7 @@ def _decode(name: str, found: dict[str, list[tuple[os.DirEntry, os.DirEntry]]]) 
         with tqdm(total=sum(map(len, found.values())), desc=f"decoding {name}", disable=None) as bar:
             for split, pairs in found.items():
                 parts = []
-                for part in pool.map(one, pairs):
+                for part in pool.map(one, pairs, read_annotations([mark.path for _, mark in pairs])):
                     parts.append(part)
                     bar.update()
                 images, points, sums = map(list, zip(*parts, strict=True))
@@ -218,14 +219,33 @@ def read_points(file: str | os.PathLike, size: tuple[int, int]) -> np.ndarray:
     Points up to one pixel outside are moved onto the border. Raises UserError, naming the file and the point, for one
     further out or not a number, and for a file that is not such an annotation.
     """
-    from scipy.io import loadmat
+    return _within(*read_annotations([file]), file, size)
 
-    try:
-        _check_size(file)
-        points = loadmat(file, variable_names=["image_info"])["image_info"][0, 0][0, 0][0]
-        points = np.asarray(points, dtype=np.float64).reshape(-1, 2)  # MATLAB writes no heads as 0×0
-    except Exception as error:  # scipy's reader raises many kinds, and other files have other contents
-        raise UserError(f"cannot read the annotation {file}: {type(error).__name__}: {error}") from error
+
+def read_annotations(files: Sequence[str | os.PathLike]) -> Iterator[np.ndarray | str]:
+    """The points of each annotation as they are in it, float64 [n, 2], or why it cannot be read.
+
+    By `annotations.py`, of which one process reads as many files as it survives.
+    """
+    left = [os.fspath(file) for file in files]
+    while left:
+        done = subprocess.run(
+            [sys.executable, Path(__file__).with_name("annotations.py")],
+            input=json.dumps(left), capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        if done.returncode > 0:
+            raise UserError(f"cannot read annotations: {''.join(done.stderr.splitlines()[-1:])}")
+        answers = [json.loads(line) for line in done.stdout.splitlines()]
+        if done.returncode < 0:
+            answers.append(f"SciPy's reader came to its end: {signal.strsignal(-done.returncode)}")
+        for answer in answers:
+            yield answer if isinstance(answer, str) else np.array(answer, dtype=np.float64).reshape(-1, 2)
+        del left[: len(answers)]
+
+
+def _within(points: np.ndarray | str, file: str | os.PathLike, size: tuple[int, int]) -> np.ndarray:
+    if isinstance(points, str):
+        raise UserError(f"cannot read the annotation {file}: {points}")
     limits = np.array(size[::-1], dtype=np.float64)
     inside = ((points >= -SLACK) & (points <= limits + SLACK)).all(1)  # NaN is not
     if not inside.all():
@@ -236,22 +256,6 @@ def read_points(file: str | os.PathLike, size: tuple[int, int]) -> np.ndarray:
             f"{size[1]}x{size[0]}: correct or remove it"
         )
     return points.clip(0, limits).astype(np.float32)
-
-
-def _check_size(file: str | os.PathLike) -> None:
-    """Raise ValueError where a MATLAB file is larger than MOST_ANNOTATION, or what is compressed in it becomes so."""
-    if os.path.getsize(file) > MOST_ANNOTATION:
-        raise ValueError(f"it is larger than {MOST_ANNOTATION:,} bytes")
-    content = Path(file).read_bytes()
-    order = "<" if content[126:128] == b"IM" else ">"
-    room, at = MOST_ANNOTATION, 128  # where the elements begin: kind, bytes, content
-    while at + 8 <= len(content):
-        kind, size = struct.unpack_from(f"{order}2I", content, at)
-        if kind == 15:  # miCOMPRESSED
-            room -= len(zlib.decompressobj().decompress(content[at + 8 : at + 8 + size], max(room, 1)))
-            if room <= 0:
-                raise ValueError(f"it becomes larger than {MOST_ANNOTATION:,} bytes")
-        at += 8 + size
 
 
 def read_image(file: str | os.PathLike) -> Split:
