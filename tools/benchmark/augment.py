@@ -14,8 +14,7 @@ from torchvision.transforms import v2
 
 from resnet_min import ops, reference
 
-from .common import MEAN, STD, name_of
-from .timing import Call, Case
+from .timing import MEAN, STD, Call, Case, name_of
 
 
 def cases(args: argparse.Namespace) -> Iterator[Case]:

@@ -16,8 +16,7 @@ from resnet_min.model import resnet
 from resnet_min.tasks import trained
 from resnet_min.training import hardware
 
-from .common import check_close, dtypes, name_of
-from .timing import Call, Case, Row
+from .timing import Call, Case, Row, check_close, dtypes, name_of
 
 
 def cases(args: argparse.Namespace) -> Iterator[Case]:

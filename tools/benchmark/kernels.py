@@ -17,8 +17,7 @@ from resnet_min.kernels import fused_net as plans
 from resnet_min.model import resnet
 
 from . import timing
-from .common import check_close, dtypes, name_of
-from .timing import Call, Case, Row
+from .timing import Call, Case, Row, check_close, dtypes, name_of
 
 Layer = dict[str, Any]
 Contenders = dict[str, Callable[[], Call]]

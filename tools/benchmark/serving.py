@@ -32,9 +32,8 @@ from resnet_min.inference import export, runtimes
 from resnet_min.model import ResNet, resnet
 
 from . import server, timing
-from .common import MEAN, STD, TOLERANCE, dtypes, name_of
 from .inference import settled
-from .timing import Call, Case, Row
+from .timing import MEAN, STD, TOLERANCE, Call, Case, Row, dtypes, name_of
 
 PACKAGES = {"ONNX Runtime": ("onnx", "onnxscript", "onnxruntime"), "OpenVINO": ("onnx", "onnxscript", "openvino")}
 VERSIONS = ("onnx", "onnxruntime", "openvino")

@@ -16,13 +16,18 @@ from typing import Any
 
 import torch
 import torchvision
+from torch import Tensor
 
 from resnet_min import ops
 from resnet_min.errors import UserError
 from resnet_min.runs.environment import processor
+from resnet_min.training import hardware
 
 WINDOWS = 7  # timed windows of each contender; figures are medians over them
 SECONDS = 0.2  # at least, each window
+
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)  # of CIFAR-10's training images
+TOLERANCE = {torch.float32: 5e-3, torch.bfloat16: 0.05, torch.float16: 0.01}  # a GPU's float32 convolutions are TF32
 
 Row = dict[str, Any]
 Call = Callable[[], Any]
@@ -187,3 +192,25 @@ def made(make: Callable[[], Call], device: torch.device) -> tuple[Call, Any, int
     before = steps[0][1]["Total Allocated"] - steps[0][1]["Bytes"]
     held = [step["Total Allocated"] for ts, step in steps if ts < start][-1:]
     return call, first, max(held + [step["Total Allocated"] for ts, step in steps if ts >= start]) - before
+
+
+# ---- what several tables share ----
+
+
+def dtypes(device: torch.device) -> list[torch.dtype]:
+    """float32, and what the device has arithmetic for."""
+    if device.type == "cuda":
+        return [torch.float32, torch.bfloat16, torch.float16]
+    return [torch.float32] + [torch.bfloat16] * (hardware.hardware("cpu").dtype == torch.bfloat16)
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """Such as "float32"."""
+    return str(dtype).removeprefix("torch.")
+
+
+def check_close(name: str, got: Tensor, wanted: Tensor) -> None:
+    """Raise AssertionError unless `got` is `wanted`, as well as the dtype of `got` lets it."""
+    error = ((got.double() - wanted.double()).norm() / wanted.double().norm()).item()
+    if not error < TOLERANCE[got.dtype]:
+        raise AssertionError(f"{name} computes something else: it is off by {error:.2g}")

@@ -22,8 +22,7 @@ from resnet_min.training.loop import train_one_epoch
 from resnet_min.training.optimizer import make_optimizer
 
 from .augment import batched_gather
-from .common import MEAN, STD, dtypes, name_of
-from .timing import Call, Case
+from .timing import MEAN, STD, Call, Case, dtypes, name_of
 
 
 def cases(args: argparse.Namespace) -> Iterator[Case]:
