@@ -42,7 +42,7 @@ def run_script(main: Callable[[], None]) -> None:
     except UserError as error:
         message, code = f"error: {' '.join(str(error).split())}", 2
     except MemoryError as error:
-        message, code = f"error: not enough memory: {error or 'see the sizes that were asked for'}", 2
+        message, code = f"error: not enough memory: {str(error) or 'see the sizes that were asked for'}", 2
     except BrokenPipeError:  # the reader of our output left, as in `eval.py | head`
         sys.stderr.close()
         sys.exit(141)

@@ -131,7 +131,8 @@ def test_test_time_flips_average_an_image_and_its_mirror(run, tmp_path, capsys):
     for options in ([], ["--tta", "flip"]):
         script.main([str(run), *options, "--json", str(tmp_path / "f.json")])
         figures.append(json.loads((tmp_path / "f.json").read_text()))
-    assert "(18 of 18, each and its mirror image)" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "(18 of 18, each and its mirror image)" in out and "trained without flips" not in out
     assert figures[1]["macs"] == 2 * figures[0]["macs"] and figures[1]["tta"] == "flip"
     change(run, config={**checkpoint.load(run)["config"], "flip": 0.0})
     script.main([str(run), "--tta", "flip"])

@@ -40,6 +40,22 @@ def test_a_module_is_used_with_its_own_torch_only(built_for, monkeypatch):
         assert loaded is None and reason.startswith("built for torch 2.0.1, this is")
 
 
+@pytest.mark.parametrize(
+    ("error", "said"), [(ModuleNotFoundError("_C"), "not built"), (ImportError("no symbol x\nat y"), "no symbol x")]
+)
+def test_a_module_that_does_not_load_says_why_in_one_line(error, said, monkeypatch):
+    def fail(name):
+        raise error
+
+    monkeypatch.setattr(backend.importlib, "import_module", fail)
+    assert backend._load({}) == (None, said)
+
+
+def test_bfloat16_is_asked_of_the_device(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: not including_emulation)
+    assert backend.has_bf16(torch.device("cuda")) and not backend.has_bf16(torch.device("meta"))
+
+
 def test_without_the_extension_everything_is_the_reference(monkeypatch):
     monkeypatch.setattr(backend, "_C", None)
     monkeypatch.setattr(backend, "_kernel_devices", ())

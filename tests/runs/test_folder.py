@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from resnet_min import tasks
 from resnet_min.errors import UserError
 from resnet_min.runs import folder
 
@@ -33,3 +34,12 @@ def test_a_damaged_log_is_named_with_its_line(tmp_path, line):
     path.write_text('{"epoch": 1, "train_loss": 0.5}\n' + line + "\n")
     with pytest.raises(UserError, match="line 2 is damaged: wanted a JSON object of numbers with epoch"):
         folder.read_rows(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [([], "nothing that is known"), ([{"train_accuracy": 1}, {"train_mae": 1}], "MAE and accuracy")],
+)
+def test_runs_judged_by_different_figures_are_not_drawn_together(rows, said):
+    with pytest.raises(UserError, match=f"these were judged by {said}"):
+        tasks.figure_of(rows)

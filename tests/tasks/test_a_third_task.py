@@ -221,4 +221,4 @@ def test_it_is_tabled():
 def test_its_options_survive_json():
     config = tasks.make_config({**SETTINGS, "turn": 10})
     assert tasks.read_config(json.loads(json.dumps(dataclasses.asdict(config)))) == config
-    assert isinstance(config.make_task().build(()), nn.Module)
+    assert isinstance(config.make_task().build(()), nn.Module) and config.input_size == (64, 64)

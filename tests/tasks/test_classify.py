@@ -63,3 +63,18 @@ def test_options_of_images_reach_the_data_and_the_net():
     assert config.make_task().build("ab").preprocessing.size == 16
     for unknown in ({"mean": None}, {"std": None}):  # how they are normalised
         assert dataclasses.replace(config, **unknown).make_task().build("ab").preprocessing is None
+
+
+def test_batches_are_augmented_to_train_on_and_as_they_are_to_evaluate():
+    config = ClassifyConfig(
+        padding=2, flip=0.5, rotation=30.0, resize=24, batch_size=4, mean=(0.5,) * 3, std=(0.2,) * 3
+    )  # fmt: skip
+    split = Split(torch.zeros(9, 16, 16, 3, dtype=torch.uint8), torch.zeros(9, dtype=torch.int64))
+    for batch_size, wanted in ((None, (4, 2, 0.5, 30)), (5, (5, 0, 0, 0))):
+        made = config.make_task().batches(split, cpu(), batch_size)
+        assert (made.batch_size, made.padding, made.flip, made.rotation) == wanted and made.size == (24, 24)
+
+
+def test_a_step_is_judged_by_what_is_right():
+    loss, right = ClassifyConfig().make_task().loss(torch.tensor([[2.0, 0, 0], [0, 1, 0]]), torch.tensor([0, 2]))
+    assert right.tolist() == [100, 0] and loss > 0

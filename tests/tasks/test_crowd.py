@@ -1,4 +1,5 @@
 import importlib
+import itertools
 import json
 import shutil
 import time
@@ -26,7 +27,8 @@ from resnet_min.runs import job
 from resnet_min.runs.folder import read_rows
 from resnet_min.tasks import read_config
 from resnet_min.tasks import trained as trained_nets
-from resnet_min.tasks.crowd import reader
+from resnet_min.tasks.crowd import pictures, reader
+from resnet_min.tasks.crowd import task as crowd_task
 from resnet_min.tasks.crowd.batches import Batches, Whole
 from resnet_min.tasks.crowd.density import draw, head_widths
 from resnet_min.tasks.crowd.net import MAP_SCALE, CrowdNet
@@ -408,7 +410,12 @@ def test_data_chooses_the_task(part):
         train.main(["--data", str(part), "--val-size", "6"])
 
 
-def test_evaluation_prints_errors_beside_the_constants(trained, capsys):
+def test_evaluation_prints_errors_beside_the_constants(trained, capsys, monkeypatch):
+    shown, maps = [], pictures.maps
+    monkeypatch.setattr(
+        pictures, "maps", lambda worst, *args, **named: (shown.extend(worst.names), maps(worst, *args, **named))
+    )
+    monkeypatch.setattr(crowd_task, "perf_counter", itertools.count(0.0, 2.0).__next__)
     eval_script.main(["run", "--worst", "2", "--json", "figures.json", "--amp", "off"])
     out = capsys.readouterr().out
     figures, rows = json.loads(Path("figures.json").read_text()), read_rows("run")
@@ -420,7 +427,9 @@ def test_evaluation_prints_errors_beside_the_constants(trained, capsys):
     assert figures["constants"]["train mean"]["count"] == pytest.approx(counts.mean().item())  # of all six
     assert "always the train mean" in out and "always the train median" in out
     assert [image["image"] for image in figures["images"]] == ["IMG_1.jpg", "IMG_2.jpg", "IMG_3.jpg"]
-    assert Image.open("run/worst.png").size[0] > 1000
+    assert Image.open("run/worst.png").size[0] > 1000 and "worst images: run/worst.png" in out
+    images = sorted(figures["images"], key=lambda image: -abs(image["heads"] - image["predicted"]))
+    assert shown == [image["image"] for image in images[:2]] and figures["images_per_second"] == 3 / 2
     eval_script.main(["run", "run/best.pt", "--split", "val", "--amp", "off"])
     assert "network" in capsys.readouterr().out
 
@@ -438,6 +447,21 @@ def test_evaluation_refuses_what_does_not_fit(trained, tmp_path, monkeypatch):
         eval_script.main(["classifier.pt", "--data", "part"])
     with pytest.raises(UserError, match="run/last.pt is of --task crowd, classifier.pt of --task classify"):
         eval_script.main(["run", "classifier.pt"])
+
+
+def test_batches_have_the_dtype_of_their_hardware(trained):
+    task, split = trained_nets.load("run").task, reader.load("part").test
+    where = hardware.hardware("cpu", "bf16")
+    for batches in (task.batches(split.subset([0, 1]), where).epoch(1), task.batches(split, where, 1).ordered()):
+        assert next(batches)[0].dtype == torch.bfloat16
+
+
+def test_a_net_that_diverged_gives_no_count(trained):
+    saved = checkpoint.load("run")
+    next(iter(saved["model"].values())).fill_(float("nan"))
+    checkpoint.save("nan.pt", saved)
+    with pytest.raises(UserError, match="the model's outputs are not all finite"):
+        eval_script.main(["nan.pt", "--images", "part/test_data/images", "--amp", "off"])
 
 
 def test_evaluation_needs_only_the_test_images(trained, capsys):
