@@ -5,7 +5,6 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
-#include <bit>
 #include <deque>
 #include <list>
 #include <memory>
@@ -225,7 +224,9 @@ at::Tensor run_plan(at::TensorList inputs, at::TensorList weights, at::TensorLis
   if (result.numel() == 0) return result;
   const int64_t batch = x.size(0), threads = at::in_parallel_region() ? 1 : at::get_num_threads();
   // Sizes of batches in powers of two: a server whose batches differ has few programs, not one for each.
-  const int64_t images = std::min<int64_t>(kImages * threads, std::bit_ceil<uint64_t>(batch));
+  int64_t images = 1;
+  while (images < batch) images *= 2;
+  images = std::min(kImages * threads, images);
   const int64_t each = result.numel() / batch;
   const std::shared_ptr<Net> net = net_of(plan, weights, biases);  // another thread may drop it from the list
   const auto prepared = net->prepare(sizes, weights, images, threads);
