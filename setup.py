@@ -282,6 +282,8 @@ if __name__ == "__main__":
             "matplotlib",
             "tqdm",
             "scipy",
+            "pillow",
+            "filelock",
         ],
         extras_require={
             "test": ["pytest", "hypothesis"],

@@ -73,6 +73,24 @@ def bn_add_relu_backward(rng):
     return [torch.randn_like(x), x, gamma, beta, gamma.clone(), beta.abs(), out if relu else None, relu]
 
 
+def bn_moments(rng):
+    return bn_add_relu(rng)[:1]
+
+
+def bn_apply(rng):
+    x, gamma, beta, residual, _, relu = bn_add_relu(rng)
+    return [x, gamma, beta, gamma.clone(), beta.abs(), residual, relu]
+
+
+def bn_gradient_sums(rng):
+    return bn_add_relu_backward(rng)
+
+
+def bn_input_gradient(rng):
+    *figures, _, relu = bn_add_relu_backward(rng)
+    return [*figures, torch.randn(2, len(figures[2]), dtype=torch.float64), relu]
+
+
 def small_net(rng):
     """A stem, perhaps a pool, a block with its shortcut, and a classifier."""
     channels, width = rng.choice([1, 3]), rng.choice([4, 8, 64])
@@ -99,6 +117,10 @@ FITTING = {
     "conv3x3_backward": conv3x3_backward,
     "bn_add_relu": bn_add_relu,
     "bn_add_relu_backward": bn_add_relu_backward,
+    "bn_moments": bn_moments,
+    "bn_apply": bn_apply,
+    "bn_gradient_sums": bn_gradient_sums,
+    "bn_input_gradient": bn_input_gradient,
     "fused_net": small_net,
 }
 PUBLIC = ("crop_flip", "conv_bn_relu", "conv3x3", "bn_add_relu", "fused_net")
