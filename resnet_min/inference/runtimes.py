@@ -16,8 +16,9 @@ EXTRA = 'pip install "resnet-min[serving]", or in a checkout pip install -e ".[s
 
 
 def missing(*packages: str) -> list[str]:
-    """Those of `packages` that are not installed."""
-    return [name for name in packages if importlib.util.find_spec(name) is None]
+    """Those of `packages` that are not installed; a folder of that name where Python looks is no package."""
+    found = {name: importlib.util.find_spec(name) for name in packages}
+    return [name for name, spec in found.items() if spec is None or spec.origin is None]
 
 
 def expect(what: str, *packages: str) -> None:

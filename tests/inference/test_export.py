@@ -130,6 +130,12 @@ def test_what_cannot_be_folded_is_named():
         export.folded(net)
 
 
+def test_a_folder_is_no_package(monkeypatch, tmp_path):
+    (tmp_path / "only_a_folder").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert runtimes.missing("torch", "only_a_folder", "not_there") == ["only_a_folder", "not_there"]
+
+
 def test_a_missing_package_names_the_extra(monkeypatch, tmp_path):
     monkeypatch.setattr(runtimes, "missing", lambda *packages: list(packages))
     for save in (export.save_onnx, lambda net, file, size, about: export.save_safetensors(net, file, about)):

@@ -13,6 +13,8 @@ from resnet_min.kernels import backend as kernels
 
 ROOT = Path(__file__).parent.parent.parent
 
+if kernels._C is None and os.environ.get("RESNET_MIN_REQUIRE_EXT") == "1":
+    pytest.exit(f"RESNET_MIN_REQUIRE_EXT=1, but there are no compiled kernels: {kernels._load_error}", 1)
 needs_extension = pytest.mark.skipif(kernels._C is None, reason=f"no compiled kernels: {kernels._load_error}")
 # What an operator called by itself says of arguments that its reference has the words for.
 REFUSAL = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import platform
 import statistics
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from resnet_min import ops
 from resnet_min.errors import UserError
+from resnet_min.inference import runtimes
 from resnet_min.runs.environment import processor
 from resnet_min.training import hardware
 
@@ -72,7 +72,7 @@ def about(device: torch.device, packages: Iterable[str] = ()) -> dict[str, Any]:
             "torch": torch.__version__,
             "torchvision": torchvision.__version__,
             **{key: value for key, value in built.items() if key in ("compiler", "cuda_version", "archs")},
-            **{name: metadata.version(name) for name in packages if importlib.util.find_spec(name)},
+            **{name: metadata.version(name) for name in packages if not runtimes.missing(name)},
         },
         "kernels": ops.backend_line(device),
     }
