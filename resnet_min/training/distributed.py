@@ -206,9 +206,10 @@ def joined() -> Iterator[World]:
     if missing:
         raise UserError(f"WORLD_SIZE is {size}, but {', '.join(missing)} is not set: start the processes by torchrun")
     rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
-    store, _, _ = next(dist.rendezvous("env://", timeout=PATIENCE))
-    store = dist.PrefixStore(f"{restarts()}/{size}", store)  # torchrun's own, which remembers processes of before
-    dist.init_process_group(store=store, rank=rank, world_size=size, timeout=PATIENCE)
+    with ended_by_signals():
+        store, _, _ = next(dist.rendezvous("env://", timeout=PATIENCE))
+        store = dist.PrefixStore(f"{restarts()}/{size}", store)  # torchrun's own, which remembers processes of before
+        dist.init_process_group(store=store, rank=rank, world_size=size, timeout=PATIENCE)
     try:
         with contextlib.ExitStack() as silence:
             if rank > 0:
@@ -232,6 +233,24 @@ def joined() -> Iterator[World]:
         raise UserError(f"another process is gone, so rank {rank} stops too ({last_words(error)})") from None
     finally:
         dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Have SIGINT and SIGTERM end the process at once, where it does not ignore them, as nothing is lost yet.
+
+    torch waits for the others without a look at Python's handlers: for one that died before it came, until SIGKILL.
+    """
+    mine = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM) if mine}
+    before = {number: handler for number, handler in before.items() if callable(handler)}
+    for number in before:
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def launch() -> str | None:

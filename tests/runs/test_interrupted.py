@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import os
-import re
 import resource
 import signal
 import subprocess
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import TINY, assert_same_run, make_part, make_shades
+from helpers import TINY, assert_same_run, make_part
 
 import train
 from resnet_min.errors import Terminated, UserError
@@ -242,18 +241,6 @@ def test_a_full_disk_names_the_file_and_leaves_it_whole(folder, monkeypatch, mos
     assert_same_run("whole", "r")
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(200, marks=pytest.mark.slow)])
-def test_killed_at_any_moment(tmp_path, kills):
-    make_shades(tmp_path / "shades")
-    script = Path(__file__).with_name("kills.py")
-    done = subprocess.run(
-        [sys.executable, str(script), "shades", str(kills), "0"],
-        cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    print(done.stdout)
-
-
 def test_sigterm_ends_the_command(folder):
     process = command(*flags_of("parts", "--epochs", 20))
     for line in process.stdout:
@@ -353,36 +340,3 @@ def test_a_signal_that_comes_twice_leaves_in_order(number, code, said):
     process.send_signal(number)
     out, err = process.communicate(timeout=30)
     assert (process.returncode, out, err) == (code, "left\n", f"{said}\n")
-
-
-MEASURED = """
-import os, sys
-import train
-from resnet_min.runs import folder
-
-log = folder.Run.log
-
-def measured(self, *lines):
-    with open("/proc/self/statm") as file:
-        pages = file.read().split()[1]
-    print("measured", pages, len(os.listdir("/proc/self/fd")), file=sys.stderr)
-    log(self, *lines)
-
-folder.Run.log = measured
-train.main(sys.argv[1:])
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc")
-def test_two_hundred_epochs_take_no_more_memory_than_a_few(folder):
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURED, *flags_of("r", "--epochs", 200, "--limit", 16, "--val-size", 6)],
-        env=ENVIRONMENT, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    pages, files = zip(
-        *(map(int, line) for line in re.findall(r"^measured (\d+) (\d+)$", done.stderr, re.M)), strict=True
-    )
-    assert len(pages) == 200
-    print(f"epoch 20: {pages[19]} pages, epoch 200: {pages[199]}; open files: {sorted(set(files))}")
-    assert pages[199] <= 1.02 * pages[19] and len(set(files)) == 1

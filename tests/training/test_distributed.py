@@ -1,6 +1,8 @@
 import importlib
 import json
 import os
+import signal
+import threading
 import time
 from pathlib import Path
 
@@ -167,6 +169,20 @@ def test_a_killed_rank_ends_all_and_a_resumed_run_is_the_same_to_the_bit(folder)
     assert codes == [2, 9, 2] and time.monotonic() - began < 30
     in_world(3, resume, "killed")
     assert content("killed") == content("whole")
+
+
+def wait_for_nobody():
+    """Rank 1 dies before it joins, and torchrun then sends SIGTERM to rank 0."""
+    if os.environ["RANK"] == "1":
+        os._exit(9)
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    run_script(lambda: trained([8]))
+
+
+def test_who_waits_for_one_that_never_comes_ends_by_sigterm(folder):
+    began = time.monotonic()
+    codes, _ = run_world(2, wait_for_nobody)
+    assert codes == [-signal.SIGTERM, 9] and time.monotonic() - began < 30
 
 
 @pytest.mark.slow
