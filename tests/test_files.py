@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from resnet_min import files
 from resnet_min.files import sweep, write_whole
 
 
@@ -79,3 +80,9 @@ def test_temporary_names_cannot_be_guessed(tmp_path, monkeypatch):
     for _ in range(20):
         write_whole(tmp_path / "file", "")
     assert len(set(seen)) == 20 and all(len(name.split(".")[2]) == 32 for name in seen)
+
+
+def test_a_system_without_posix_locks(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "fcntl", None)
+    write_whole(tmp_path / "a", "text")
+    assert [file.name for file in tmp_path.iterdir()] == ["a"]

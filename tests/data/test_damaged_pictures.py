@@ -4,6 +4,7 @@ The same draws in every run: 150 pictures and 100 annotations here, ten times as
 """
 
 import io
+import json
 import os
 import resource
 import signal
@@ -17,7 +18,7 @@ from PIL import Image
 
 from resnet_min.data import decode
 from resnet_min.errors import UserError
-from resnet_min.tasks.crowd import reader
+from resnet_min.tasks.crowd import annotations, reader
 
 MEGABYTES = 250  # that all of them together may add to this process: a picture may say that it is 67 million pixels
 KINDS = [
@@ -148,3 +149,18 @@ def test_too_many_heads(tmp_path):
     annotation(tmp_path / "x.mat", 100_001)
     with pytest.raises(UserError, match="x.mat: ValueError: it has 100,001 heads, more than 100,000"):
         reader.read_points(tmp_path / "x.mat", (24, 32))
+
+
+def test_a_line_of_json_for_each_annotation(tmp_path, monkeypatch, capsys):
+    """What the process answers, asked in this one, which keeps its own limits."""
+    mark(tmp_path / "a.mat", [[1, 2], [3, 4]])
+    mark(tmp_path / "b.mat", [[1, 2]] * 3)
+    files = [str(tmp_path / name) for name in ("a.mat", "none.mat", "b.mat")]
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(files)))
+    monkeypatch.setattr(annotations, "MOST_HEADS", 2)
+    monkeypatch.setattr(resource, "setrlimit", lambda *_: None)
+    monkeypatch.setattr(signal, "alarm", lambda seconds: None)
+    annotations.main()
+    first, second, third = map(json.loads, capsys.readouterr().out.splitlines())
+    assert first == [[1, 2], [3, 4]]
+    assert second.startswith("FileNotFoundError") and third == "ValueError: it has 3 heads, more than 2"

@@ -5,7 +5,7 @@ import pytest
 
 from resnet_min.recipes import RECIPES
 from resnet_min.runs import tables
-from resnet_min.runs.environment import describe_data, environment, revision
+from resnet_min.runs.environment import describe_data, environment, revision, say_processes
 from resnet_min.tasks import make_config
 
 
@@ -121,3 +121,11 @@ def test_the_environment_is_plain_values():
     assert json.loads(json.dumps(known)) == known
     assert {"device", "processor", "kernels", "torch", "git_revision", "started"} <= known.keys()
     assert revision() is None or len(revision().rstrip("+")) == 40
+
+
+def test_another_number_of_processes_is_said():
+    assert (
+        list(say_processes([], 2)) == list(say_processes([{}], 1)) == list(say_processes([{"processes": 2}], 2)) == []
+    )
+    (said,) = say_processes([{"processes": 2}, {"processes": 3}], 2)
+    assert said.startswith("processes: 2, before 3: ")

@@ -21,7 +21,7 @@ from resnet_min.errors import run_script
 from resnet_min.model import resnet
 from resnet_min.tasks.classify.options import ClassifyConfig
 from resnet_min.training import checkpoint, loop
-from resnet_min.training.distributed import joined
+from resnet_min.training.distributed import joined, launch
 from resnet_min.training.hardware import Hardware
 from resnet_min.training.optimizer import make_optimizer
 
@@ -240,3 +240,12 @@ def test_a_crowd_counted_by_several(tmp_path, monkeypatch):
     assert losses("several") == pytest.approx(losses("one"), rel=1e-4)
     one, several = (json.loads(Path(name, "metrics.jsonl").read_text()) for name in ("one", "several"))
     assert several["test_mae"] == pytest.approx(one["test_mae"], rel=1e-4)
+
+
+def test_a_launch_without_an_id_is_told_by_its_torchrun(monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    assert launch() is None
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job")
+    assert launch() == "job"
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert launch() == launch() != "none" and f":{os.getppid()}:" in launch()
