@@ -128,6 +128,8 @@ PUBLIC = ("crop_flip", "conv_bn_relu", "conv3x3", "bn_add_relu", "fused_net")
 
 def spoilt_tensor(tensor, rng):
     """Another tensor in its place: of other size, strides, dtype, layout, device or values."""
+    if tensor.numel() >= min(HUGE):  # already: its sum would take for ever
+        return tensor
     last = tensor.dim() - 1
     axis = rng.randint(0, last) if last >= 0 else 0
     changes = [
@@ -160,7 +162,9 @@ def spoilt_tensor(tensor, rng):
 def spoilt(value, rng):
     if isinstance(value, torch.Tensor):
         return spoilt_tensor(value, rng)
-    if isinstance(value, list) and value:
+    if value == []:
+        return value
+    if isinstance(value, list):
         at = rng.randrange(len(value))
         kind = rng.random()
         if kind < 0.8:
