@@ -149,7 +149,7 @@ def spoilt_tensor(tensor, rng):
         lambda: tensor.new_zeros(1).expand([rng.choice(HUGE)] + [0] * last),
         lambda: tensor.to("meta"),
         lambda: tensor.to_sparse(),
-        lambda: tensor.to_mkldnn(),
+        lambda: torch.ones(tensor.shape).to_mkldnn(),  # of some others, torch 2.14.1 corrupts the heap
         lambda: tensor.detach().clone().requires_grad_(),
         lambda: torch.full_like(tensor, rng.choice([-1, 2**62, 2**31]) if tensor.dtype == torch.int64 else 255),
         lambda: tensor * float("nan"),
