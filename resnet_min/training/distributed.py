@@ -241,9 +241,8 @@ def ended_by_signals() -> Iterator[None]:
 
     torch waits for the others without a look at Python's handlers: for one that died before it came, until SIGKILL.
     """
-    mine = threading.current_thread() is threading.main_thread()
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM) if mine}
-    before = {number: handler for number, handler in before.items() if callable(handler)}
+    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    before = {number: handler for number in numbers if callable(handler := signal.getsignal(number))}
     for number in before:
         signal.signal(number, signal.SIG_DFL)
     try:
