@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import resource
 import signal
 import socket
 import struct
@@ -277,7 +278,9 @@ def test_no_code_in_a_cache_is_run():
     assert len(data.load(root).train) == 8 and not Path("touched").exists()
 
 
-def test_an_annotation_that_inflates_to_a_gigabyte():
+@pytest.fixture
+def gigabyte():
+    """An annotation that inflates to a gigabyte: x.mat."""
     matrix = struct.pack("<8I", 14, 2**30 + 64, 6, 8, 6, 0, 5, 8) + struct.pack("<2I", 2**26, 2)
     matrix += struct.pack("<2I16s", 1, 10, b"image_info") + struct.pack("<2I", 9, 2**30)
     squeeze = zlib.compressobj(9)
@@ -286,5 +289,18 @@ def test_an_annotation_that_inflates_to_a_gigabyte():
     header = b"MATLAB 5.0 MAT-file".ljust(124) + struct.pack("<H", 0x100) + b"IM"
     Path("x.mat").write_bytes(header + struct.pack("<2I", 15, len(inner)) + inner)
     assert os.path.getsize("x.mat") < 1_200_000
+
+
+def test_an_annotation_that_inflates_to_a_gigabyte(gigabyte):
     with pytest.raises(UserError, match="cannot read the annotation x.mat: MemoryError"):
         reader.read_points("x.mat", (10, 10))
+
+
+def test_it_is_refused_where_a_process_may_have_more(gigabyte):
+    limit = (2**33, 2**33)
+    command = [sys.executable, "-c", "from resnet_min.tasks.crowd import annotations; annotations.main()"]
+    done = subprocess.run(
+        command, input='["x.mat"]', capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, limit),
+    )  # fmt: skip
+    assert done.stdout.startswith('"MemoryError')

@@ -30,7 +30,8 @@ def main() -> None:
     import scipy.io  # noqa: F401  (before there is a limit)
 
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (MOST_BYTES if hard == resource.RLIM_INFINITY else hard, hard))
+    most = MOST_BYTES if hard == resource.RLIM_INFINITY else min(MOST_BYTES, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
     for file in json.load(sys.stdin):
         signal.alarm(MOST_SECONDS)
         try:
