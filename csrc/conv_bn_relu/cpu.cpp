@@ -66,6 +66,13 @@ at::Tensor conv_bn_relu(const at::Tensor& x, const at::Tensor& weight, const at:
   const auto shape = conv_output_shape(x, weight, stride, padding);
   if (x.size(0) == 0) return at::empty(shape, x.options(), layout);
   if (is_layer(x, weight, padding)) return fused_layer(x, weight, bias, residual, stride, padding, relu);
+  if (x.scalar_type() == at::kBFloat16 && shape[3] == 1 && shape[2] > 1) {
+    // With AMX, oneDNN (3.12, of torch 2.14) reads beyond such maps where it strides.
+    const MaybeTensor added = residual ? MaybeTensor(residual->to(at::kFloat)) : std::nullopt;
+    const at::Tensor dense = weight.is_mkldnn() ? weight.to_dense() : weight;
+    return conv_bn_relu(x.to(at::kFloat), dense.to(at::kFloat), bias.to(at::kFloat), added, stride, padding, relu)
+        .to(at::kBFloat16);
+  }
 
   // oneDNN's operators heed the strides of x and residual, but take those of bias for 1.
   const at::Tensor input = x.contiguous(layout), addend = bias.contiguous();

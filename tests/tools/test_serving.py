@@ -31,13 +31,18 @@ def bare(monkeypatch):
     monkeypatch.setattr(runtimes, "missing", lambda *packages: list(packages))
 
 
+def in_float32(rows):
+    """Where the processor has instructions for bfloat16, there are as many rows of that."""
+    return [row for row in rows if row["dtype"] == "float32"]
+
+
 def test_a_table_without_the_packages(bare, tmp_path, capsys):
     benchmark.main(["serving", "--device", "cpu", "--quick", "--json", str(tmp_path / "t.json")])
     said = capsys.readouterr().out
     assert (
         "left out: ONNX Runtime, OpenVINO; not installed: onnx, onnxruntime, onnxscript, openvino (pip install" in said
     )
-    rows = json.loads((tmp_path / "t.json").read_text())["rows"]
+    rows = in_float32(json.loads((tmp_path / "t.json").read_text())["rows"])
     assert [(row["batch"], row["name"]) for row in rows] == [(1, "ours"), (1, "eager"), (2, "ours"), (2, "eager")]
     for row in rows:
         assert row["error"] < 1e-5 and row["best_is"] is row["start_s"] is None
@@ -49,10 +54,10 @@ def test_a_table_without_the_packages(bare, tmp_path, capsys):
 def test_a_table_with_the_packages(tmp_path):
     benchmark.main(["serving", "--device", "cpu", "--quick", "--batch", "1", "--json", str(tmp_path / "t.json")])
     table = json.loads((tmp_path / "t.json").read_text())
-    ours, *others = table["rows"]
+    ours, *others = in_float32(table["rows"])
     assert [row["name"] for row in others] == ["eager", "ONNX Runtime", "OpenVINO"]
     assert ours["best_is"] == min(row["ours_is"] for row in others[1:])
-    assert all(row["error"] < 1e-5 for row in table["rows"])
+    assert all(row["error"] < 1e-5 for row in (ours, *others))
     assert {"onnxruntime", "openvino"} < table["versions"].keys()
 
 

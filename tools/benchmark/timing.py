@@ -209,8 +209,8 @@ def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def check_close(name: str, got: Tensor, wanted: Tensor) -> None:
-    """Raise AssertionError unless `got` is `wanted`, as well as the dtype of `got` lets it."""
+def check_close(name: str, got: Tensor, wanted: Tensor, dtype: torch.dtype | None = None) -> None:
+    """Raise AssertionError unless `got` is `wanted`, as well as `dtype`, by default its own, lets it."""
     error = ((got.double() - wanted.double()).norm() / wanted.double().norm()).item()
-    if not error < TOLERANCE[got.dtype]:
+    if not error < TOLERANCE[dtype or got.dtype]:
         raise AssertionError(f"{name} computes something else: it is off by {error:.2g}")
