@@ -135,7 +135,7 @@ def train(job: Job, folder: Path, overwrite: bool, saved_at: Path | None, pace: 
     from resnet_min.model import count_parameters
     from resnet_min.runs.environment import environment, say_processes
     from resnet_min.runs.folder import Run, starts
-    from resnet_min.runs.tables import epoch_to_converge
+    from resnet_min.runs.results import epoch_to_converge
     from resnet_min.training import checkpoint, transfer
     from resnet_min.training.cuda_graph import Recorder
     from resnet_min.training.loop import Diverged, Progress, train_one_epoch
