@@ -276,7 +276,10 @@ def main(argv: list[str] | None = None) -> None:
         from resnet_min import data
 
         data.load(args.data or "cifar10")  # where it cannot be had, one error and not thirty
+    from resnet_min.runs.budget import TooShort
+
     failed: dict[str, str] = {}
+    short: list[str] = []
     table, notes = "", []
     try:
         for seed in range(args.seeds):
@@ -284,6 +287,9 @@ def main(argv: list[str] | None = None) -> None:
                 try:
                     if run(recipe, seed, runs, args) and not args.smoke:
                         update(runs, out, args.smoke, failed)
+                except TooShort as error:  # no row: it says nothing of the recipe
+                    short.append(recipe)
+                    print(f"{recipe}: not run: {error}", file=sys.stderr)
                 except (UserError, OSError) as error:
                     failed[recipe] = f"failed: {error}"
                     print(f"{recipe}: {failed[recipe]}", file=sys.stderr)
@@ -292,6 +298,10 @@ def main(argv: list[str] | None = None) -> None:
         print("", *notes, table, sep="\n", flush=True)
     if failed:
         raise UserError(f"{len(failed)} of {len(chosen)} recipes failed: {', '.join(failed)}")
+    if short := dict.fromkeys(short):
+        raise UserError(
+            f"{len(short)} of {len(chosen)} recipes do not fit into --budget {args.budget:g}: {', '.join(short)}"
+        )
     if not table:
         raise UserError(f"no runs in {runs}: name recipes to run, or all")
 

@@ -20,11 +20,15 @@ ENOUGH = 2.0  # seconds, for a speed to be measured in
 SMALL = 1e-6  # a learning rate at which nothing diverges
 
 
+class TooShort(UserError):
+    """A budget that holds not even one batch."""
+
+
 def fitting(settings: Mapping[str, Any], flags: Mapping[str, Any], minutes: float) -> tuple[float, str]:
     """The largest scale of a recipe's `settings`, with `flags` over them, that trains and evaluates within `minutes`.
 
     Returns it, to four digits, and what was measured, in words. What a run does before its first step is not counted.
-    Raises UserError where not even one batch fits, and where options and data do not.
+    Raises TooShort where not even one batch fits, and UserError where options and data do not.
     """
     config = tasks.make_config({**settings, **flags})
     job = prepare(config, set_up(config, World()))
@@ -47,7 +51,7 @@ def fitting(settings: Mapping[str, Any], flags: Mapping[str, Any], minutes: floa
     least = recipes.scaled(settings, 1e-9)["epochs"]
     images = (seconds - looking(least)) * training / least  # in an epoch
     if images < config.batch_size:
-        raise UserError(
+        raise TooShort(
             f"--budget {minutes:g} is too short: {said}; evaluation alone takes {looking(least) / 60:.1f} minutes, "
             f"a batch {config.batch_size / training:.1f} s; a larger --val-every or a --limit makes it less"
         )

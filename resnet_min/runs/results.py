@@ -127,10 +127,9 @@ def epoch_to_converge(rows: Sequence[Mapping[str, float]]) -> int | None:
 
     It is the first epoch whose training loss is within 2% of the loss's whole fall, from the first epoch's to the
     lowest, above that lowest; the first where the loss never falls. None where less than a quarter of the epochs come
-    after it: until then the loss was falling, and may well fall on.
+    after it, or less than two: until then the loss was falling, and may well fall on.
     """
     losses = [row["train_loss"] for row in rows]
     near = min(losses) + SIGNIFICANT * (losses[0] - min(losses))
     first = next(number for number, loss in enumerate(losses, start=1) if loss <= near)
-    settled = len(losses) - first
-    return rows[first - 1]["epoch"] if settled and settled >= SETTLED * len(losses) else None
+    return rows[first - 1]["epoch"] if len(losses) - first >= max(2, SETTLED * len(losses)) else None

@@ -2,7 +2,6 @@
 
 import pytest
 
-from resnet_min.errors import UserError
 from resnet_min.recipes import scaled
 from resnet_min.runs import budget
 from resnet_min.tasks import make_config
@@ -56,7 +55,7 @@ def test_a_time_holds_so_many_epochs(folder, speeds, minutes, flags, epochs, ima
 
 def test_a_time_that_holds_no_step_is_refused(folder, speeds):
     with pytest.raises(
-        UserError, match=r"--budget 0.2 is too short: .*evaluation alone takes 0.1 minutes, a batch 8.0 s"
+        budget.TooShort, match=r"--budget 0.2 is too short: .*evaluation alone takes 0.1 minutes, a batch 8.0 s"
     ):
         budget.fitting(SETTINGS, {}, 0.2)
 

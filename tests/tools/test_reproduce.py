@@ -449,3 +449,18 @@ def test_a_budget_picks_the_scale_once(monkeypatch, capsys):
     assert row["epochs"].startswith("2 of 20 epochs, schedule scaled by 0.1") and row["seeds"] == "2"
     reproduce.main(command)
     assert len(picked) == 1 and capsys.readouterr().out.count(": done\n") == 2
+
+
+def test_a_recipe_that_does_not_fit_into_a_budget_has_no_row(monkeypatch, capsys):
+    monkeypatch.setitem(recipes.RECIPES["digits"].settings, "epochs", 1)
+
+    def fitting(settings, flags, minutes):
+        if settings["arch"] == "resnet56":
+            raise budget.TooShort("--budget 3 is too short")
+        return 1.0, "1 image/s"
+
+    monkeypatch.setattr(budget, "fitting", fitting)
+    with pytest.raises(UserError, match="1 of 2 recipes do not fit into --budget 3: ours-resnet56$"):
+        reproduce.main(["ours-resnet56", "digits", "--budget", "3"])
+    assert "ours-resnet56: not run: --budget 3 is too short\n" in capsys.readouterr().err
+    assert list(tables.read_markdown(Path("RESULTS.md").read_text())) == ["digits"]
