@@ -167,6 +167,7 @@ def run(recipe: str, seed: int, runs: Path, args: argparse.Namespace) -> bool:
     if args.budget is not None:
         if alike := begun or begun_as(runs, recipe, 0):  # all seeds at one scale
             settings["scale"] = alike.scale
+            print(f"{recipe}: --scale {alike.scale:g}, as it began", flush=True)
         else:
             from resnet_min.runs.budget import fitting
 
