@@ -135,7 +135,7 @@ def train(job: Job, folder: Path, overwrite: bool, saved_at: Path | None, pace: 
     from resnet_min.model import count_parameters
     from resnet_min.runs.environment import environment, say_processes
     from resnet_min.runs.folder import Run, starts
-    from resnet_min.runs.tables import epoch_to_converge
+    from resnet_min.runs.results import epoch_to_converge
     from resnet_min.training import checkpoint, transfer
     from resnet_min.training.cuda_graph import Recorder
     from resnet_min.training.loop import Diverged, Progress, train_one_epoch
@@ -165,9 +165,9 @@ def train(job: Job, folder: Path, overwrite: bool, saved_at: Path | None, pace: 
     print(f"run: {folder}")
 
     def keep_best(content: dict[str, Any]) -> None:
-        """Where the last epoch is the best by validation."""
+        """Where the last epoch is the best by validation of those that were validated."""
         rows = run.rows if world.first and job.watched == "val" else []
-        if rows and figure.best(rows, key=lambda row: figure.of(row, "val")) is rows[-1]:
+        if rows and figure.best_row(rows, "val") is rows[-1]:
             checkpoint.save(folder / "best.pt", content)
 
     def keep_within_epoch() -> None:
@@ -208,7 +208,7 @@ def train(job: Job, folder: Path, overwrite: bool, saved_at: Path | None, pace: 
         row = {"epoch": epoch, "step": first + steps, "lr": rates[-1]}
         row |= {"train_loss": losses.double().mean().item(), f"train_{figure.key}": trained}
         for name, batches in job.held_out.items():
-            if name == job.watched or epoch == config.epochs:
+            if epoch == config.epochs or (name == job.watched and epoch % config.val_every == 0):
                 images = pace.asked(batches.ordered(), keep_within_epoch)
                 row |= {f"{name}_{key}": value for key, value in task.judge(net, images, where).items()}
         if not world.first:
@@ -235,7 +235,7 @@ def train(job: Job, folder: Path, overwrite: bool, saved_at: Path | None, pace: 
     rows = run.rows
     figures.curves({folder.name: rows}, curves, figure)
     print(f"result: test {figure.words(rows[-1], 'test')} (epoch {rows[-1]['epoch']}, the last)")
-    best = figure.best(rows, key=lambda row: figure.of(row, job.watched))
+    best = figure.best_row(rows, job.watched)
     value = figure.shown(figure.of(best, job.watched))
     if job.watched == "val":
         print(f"best.pt: epoch {best['epoch']}, chosen by its validation {figure.title} of {value}")

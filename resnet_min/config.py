@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,6 +58,7 @@ class Config:
     data_dir: str = option("data", "where named data sets are, or are downloaded to")
     cache_dir: str | None = option(None, "cache for decoded images (default: beside the data)")
     limit: int | None = option(None, "use this many images of each split, for a quick try (default: all)", type=int)
+    train_share: float = option(1.0, "train on this share of the training images", type=float)
     val_size: int = option(0, "images held out of the training split for validation, stratified", type=int)
     split_seed: int = option(0, "seed of --val-size: the same images are held out whatever --seed is", type=int)
     mean: tuple[float, ...] | None = option(
@@ -68,6 +69,10 @@ class Config:
     )
     flip: float = option(0.5, "probability of a horizontal flip", type=float)
     # optimisation
+    scale: float = option(
+        1.0, "shrink a recipe's whole schedule to this share: epochs, milestones, --t-max, --freeze-epochs and, where "
+        "not even one epoch is left, the training images", type=float,
+    )  # fmt: skip
     epochs: int = option(164, "passes over the training images", type=int)
     batch_size: int = option(128, "images per step", "-b", type=int)
     optimizer: str = option("sgd", "sgd, adam or adamw", choices=("sgd", "adam", "adamw"))
@@ -79,10 +84,10 @@ class Config:
         "step", "constant; step: times --gamma at --milestones; cosine; onecycle: linear warm-up, then linear decay",
         choices=("constant", "step", "cosine", "onecycle"),
     )  # fmt: skip
-    milestones: tuple[int, ...] = option((), "when step multiplies the learning rate by --gamma", type=int)
+    milestones: tuple[float, ...] = option((), "when step multiplies the learning rate by --gamma", type=float)
     milestone_unit: str = option("epochs", "what --milestones count", choices=("epochs", "iterations"))
     gamma: float = option(0.1, "factor of the step schedule", type=float)
-    t_max: int | None = option(None, "epochs in which cosine falls to 0 (default: --epochs)", type=int)
+    t_max: float | None = option(None, "epochs in which cosine falls to 0 (default: --epochs)", type=float)
     warmup: float = option(0.25, "fraction of the run over which onecycle warms up", type=float)
     # how it runs
     seed: int = option(0, "random seed", type=int)
@@ -98,6 +103,7 @@ class Config:
         "where a shard is less than 32 images)", type=bool,
     )  # fmt: skip
     deterministic: bool = option(False, "on a GPU, use only bit-reproducible algorithms")
+    val_every: int = option(1, "validate after every N-th epoch, and after the last", type=int)
     save_every: float | None = option(
         None, "minutes between checkpoints within an epoch (default: only after each epoch)", type=float
     )
@@ -118,15 +124,15 @@ class Config:
                 f"unknown arch {self.arch!r:.80}{did_you_mean(self.arch, ARCHS)}; known: {', '.join(ARCHS)}"
             )
         self.check_at_most(1_000_000, "epochs")
-        self.check_at_least(1, "epochs", "batch_size", "limit", "t_max", "freeze_epochs")
+        self.check_at_least(1, "epochs", "batch_size", "limit", "freeze_epochs", "val_every")
         self.check_at_least(0, "val_size", "momentum", "wd", "freeze_children")
-        self.check_shares("flip", "warmup")
+        self.check_shares("flip", "warmup", "scale", "train_share")
         for name in ("mean", "std"):
             if getattr(self, name) is not None and len(getattr(self, name)) != 3:
                 raise UserError(f"{flag(name)} needs 3 numbers, red, green and blue; got {len(getattr(self, name))}")
         if self.std is not None and min(self.std) <= 0:
             raise UserError(f"--std must be positive; got {' '.join(map(str, self.std))}")
-        for name in ("lr", "freeze_lr", "save_every"):
+        for name in ("lr", "freeze_lr", "save_every", "t_max", "scale", "train_share"):
             if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"{flag(name)} must be positive; got {getattr(self, name)}")
         if self.freeze != "none" and self.freeze_children:
@@ -143,8 +149,8 @@ class Config:
             )
         if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
             raise UserError("--nesterov needs --optimizer sgd and a --momentum above 0; --no-nesterov drops it")
-        if list(self.milestones) != sorted(set(self.milestones)) or any(m < 1 for m in self.milestones):
-            raise UserError(f"--milestones must be positive and increasing; got {' '.join(map(str, self.milestones))}")
+        if list(self.milestones) != sorted(set(self.milestones)) or any(m <= 0 for m in self.milestones):
+            raise UserError(f"--milestones must be positive and increasing; got {shown(self.milestones)}")
 
     def check_at_least(self, least: int, *names: str) -> None:
         """Raise UserError where one of these options is given and below `least`."""
@@ -209,6 +215,11 @@ class Figure:
         """The split's value in a row of metrics.jsonl; None where it was not measured."""
         return row.get(f"{split}_{self.key}")
 
+    def best_row(self, rows: Sequence[Mapping[str, Any]], split: str) -> Mapping[str, Any] | None:
+        """The first of the best rows of metrics.jsonl by the split's value; None where it was never measured."""
+        measured = [row for row in rows if self.of(row, split) is not None]
+        return self.best(measured, key=lambda row: self.of(row, split)) if measured else None
+
     def words(self, row: Mapping[str, Any], split: str) -> str:
         """ "accuracy 91.25%" or "MAE 24.29, MSE 37.29": the split's figures in a row of metrics.jsonl."""
         key, title = self.beside or ("", "")
@@ -233,4 +244,6 @@ def did_you_mean(name: str, known: Any) -> str:
 
 def shown(value: Any) -> str:
     """An option's value as one would write it on the command line."""
-    return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    if isinstance(value, (list, tuple)):
+        return " ".join(map(shown, value))
+    return str(value).removesuffix(".0") if isinstance(value, float) else str(value)

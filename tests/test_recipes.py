@@ -6,8 +6,9 @@ import torch
 
 from resnet_min.errors import UserError
 from resnet_min.model import count_parameters
-from resnet_min.recipes import RECIPES, describe, recipe
+from resnet_min.recipes import RECIPES, describe, extent, recipe, scaled
 from resnet_min.tasks import make_config
+from resnet_min.training.optimizer import learning_rate
 
 
 def test_every_recipe_is_a_config_with_a_source():
@@ -44,6 +45,75 @@ def test_a_recipes_net_has_the_published_parameters(name, parameters):
     assert count_parameters(net) == parameters
 
 
+def test_a_recipe_of_under_5_million_parameters_says_so():
+    for name, item in RECIPES.items():
+        with torch.device("meta"):
+            few = count_parameters(make_config(item.settings).make_task().build(range(10))) < 5_000_000
+        assert ("under 5M parameters" in item.note) == few, name
+
+
+def test_what_the_reports_say_and_contradict_is_noted():
+    assert recipe("yuan-resnet50").settings == recipe("yuan-resnet101").settings | {"arch": "resnet50"}
+    assert "test 69.16 MAE, MSE 103.51, always" in str(recipe("li-crowd").published)
+    assert recipe("gupta-tiny").published.seconds == 1431 and recipe("yuan-v2-adam").published.seconds == 900
+    for name, says in (
+        ("yuan-resnet18", "randomly rotating"),
+        ("gupta-freeze6", "a new sequential layer"),
+        ("qiu-resnet18-no-aug", "its × stands for mixing"),
+        ("qiu-resnet18-40-epochs", "500 a pass"),
+        ("nctu-resnet50", "kaiming_normal"),
+    ):
+        assert says in recipe(name).note, name
+
+
+# ---- a schedule shrunk as a whole ----
+
+
+def rates(settings, steps):
+    """The learning rate of every step, with `steps` in an epoch of all training images."""
+    config = make_config(settings)
+    each = round(steps * config.train_share)
+    return [learning_rate(config, step, each) for step in range(config.epochs * each)]
+
+
+@pytest.mark.parametrize("name", ["nctu-resnet18", "li-resnet34-scratch", "yuan-v1-sgd", "gupta-scratch", "digits"])
+@pytest.mark.parametrize("epochs", [8, 1, 0.3])
+def test_a_scaled_schedule_is_the_whole_one_at_every_share_of_it(name, epochs):
+    settings = {**recipe(name).settings}
+    steps, scale = 350, epochs / settings["epochs"]
+    whole, small = rates(settings, steps), rates(scaled(settings, scale), steps)
+    assert len(small) == epochs * steps
+    stretched = [small[int(step * len(small) / len(whole))] for step in range(len(whole))]
+    # A step of the small one stands for many, within which the whole one's rate moves on.
+    apart = sum(abs(one - other) for one, other in zip(whole, stretched, strict=True))
+    assert apart < 0.02 * sum(whole)
+
+
+def test_what_a_scaled_recipe_sets():
+    nctu = scaled(recipe("nctu-resnet18").settings, 0.05)
+    assert nctu["epochs"] == 8 and nctu["milestones"] == pytest.approx((81 / 164 * 8, 122 / 164 * 8))
+    assert nctu["train_share"] == 1 and nctu["scale"] == 0.05
+    li = scaled(recipe("li-resnet34-finetune").settings, 0.1)
+    assert (li["epochs"], li["freeze_epochs"]) == (20, 5) and li["milestones"] == pytest.approx((1000, 3500))
+    few = scaled(recipe("li-resnet34-finetune").settings, 0.005)  # a quarter of an epoch would be frozen
+    assert (few["epochs"], few["freeze_epochs"], few["train_share"]) == (4, 1, 0.25)
+    assert few["milestones"] == pytest.approx((50, 175))
+    assert scaled(recipe("gupta-scratch").settings, 0.02)["t_max"] == 10
+    for item in RECIPES.values():
+        assert scaled(item.settings, 1) == item.settings
+        for scale in (0.0001, 0.013, 0.3, 0.99):
+            assert make_config(scaled(item.settings, scale)).epochs >= 1
+
+
+def test_a_scaled_run_says_what_share_it_is():
+    config = make_config(scaled(recipe("nctu-resnet18").settings, 0.05))
+    assert extent(config, 164) == "8 of 164 epochs, schedule scaled by 0.05"
+    config = make_config({**scaled(recipe("nctu-resnet18").settings, 0.002), "limit": 90})
+    assert extent(config, 164) == (
+        "1 of 164 epochs, 32.8% of the training images, schedule scaled by 0.002, 90 images of each split"
+    )
+
+
 def test_config_survives_json():
     config = make_config(dict(blocks=(1, 1), milestones=(3, 5), mean=(0.1, 0.2, 0.3)))
     assert make_config(json.loads(json.dumps(dataclasses.asdict(config)))) == config
@@ -56,6 +126,10 @@ def test_config_survives_json():
         ({"flip": 1.5}, "--flip must be between 0 and 1"),
         ({"padding": -1}, "--padding must not be negative"),
         ({"nesterov": True, "optimizer": "adam"}, "--nesterov needs"),
+        ({"scale": 0.0}, "--scale must be positive"),
+        ({"scale": 2.0}, "--scale must be between 0 and 1; got 2"),
+        ({"train_share": 0}, "--train-share must be positive"),
+        ({"val_every": 0}, "--val-every must be at least 1"),
         ({"milestones": (5, 5)}, "--milestones must be positive and increasing"),
         ({"mean": (0.5, 0.5)}, "--mean needs 3 numbers"),
         ({"std": (0.5, 0.5, 0)}, "--std must be positive"),
@@ -64,7 +138,7 @@ def test_config_survives_json():
         ({"freeze_bn": True}, "--freeze-bn needs --freeze or --freeze-children"),
         ({"freeze": "first-last", "freeze_lr": 0.1}, "--freeze-lr is the learning rate of the first --freeze-epochs"),
         ({"freeze": "first-last", "freeze_epochs": 9, "epochs": 9}, "leaves none of --epochs 9"),
-        ({"t_max": 0}, "--t-max must be at least 1"),
+        ({"t_max": 0}, "--t-max must be positive"),
         ({"crop": 64}, "--crop is an option of --task crowd; this is --task classify"),
         ({"task": "crowd", "padding": 4}, "--padding is an option of --task classify; this is --task crowd"),
         ({"task": "crowds"}, "unknown task 'crowds', did you mean crowd"),

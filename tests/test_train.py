@@ -53,6 +53,28 @@ def test_the_test_set_does_not_select(folder, capsys):
     assert "best on test" not in capsys.readouterr().out
 
 
+def test_validation_every_so_many_epochs(folder, drawn):
+    run(folder, "--epochs", 5, "--val-size", 8, "--val-every", 2, "--out", "r")
+    lines = rows("r")
+    assert [line["epoch"] for line in lines if "val_accuracy" in line and "val_loss" in line] == [2, 4, 5]
+    best = max((line for line in lines if "val_accuracy" in line), key=lambda line: line["val_accuracy"])["epoch"]
+    assert checkpoint.load("r/best.pt")["epoch"] == best
+    (curves,) = drawn
+    assert [2, 4, 5] in [list(line.get_xdata()) for axes in curves.axes for line in axes.lines]
+    run(folder, "--epochs", 3, "--val-every", 3, "--out", "t")
+    assert ["test_accuracy" in line for line in rows("t")] == [False, False, True]
+
+
+def test_a_scaled_recipe(folder, capsys):
+    flags = ("--recipe", "nctu-resnet18", *TINY, "--data", folder, "--image-size", "16", "--limit", "17", "--out", "r")
+    train.main([*flags, "--scale", "0.003"])
+    out = capsys.readouterr().out
+    said = "1 of 164 epochs, 49.2% of the training images, schedule scaled by 0.003, 17 images of each split"
+    assert f"the recipe's schedule, shrunk: {said}\n" in out and "--scale 0.003 (" not in out
+    assert "8 train, 12 test" in out and len(rows("r")) == 1
+    assert json.loads(Path("r/config.json").read_text())["scale"] == 0.003
+
+
 @pytest.mark.parametrize(
     "flags",
     [
@@ -173,6 +195,7 @@ def test_dry_run_says_what_would_happen_and_leaves_nothing(folder, capsys):
     [
         (["--arch", "resnet19"], "unknown arch 'resnet19', did you mean resnet1"),
         (["--recipe", "digit"], "unknown recipe 'digit', did you mean digits?"),
+        (["--scale", "0.1"], "--scale shrinks the schedule of a recipe: name it with --recipe"),
         (["--epochs", "0"], "--epochs must be at least 1; got 0"),
         (["--batch-size", "99"], "--batch-size 99 is larger than the data"),
         (["--arch", "resnet18", "--batch-size", "11", "--stem", "imagenet"], "choose another size"),  # 34 images, 16x16

@@ -4,15 +4,22 @@
     python -m tools.reproduce nctu-resnet18 nctu-resnet18-plain    these two
     python -m tools.reproduce 'gupta-*' --seeds 3                  by pattern, three seeds each
     timeout -s INT 3600 python -m tools.reproduce all              as many as fit in an hour, the most informative first
+    python -m tools.reproduce all --budget 10                      ten minutes each: schedules shrunk to what fits
+    python -m tools.reproduce digits --scale 0.1                   one shrunk to a tenth
     python -m tools.reproduce                                      only the table of what has run
 
 A run that is finished is skipped, one that was interrupted goes on where it was, and one that fails leaves the others
 be. A recipe that starts from ImageNet's weights starts from random ones where they cannot be had, and its row says so.
 
-After every run, results/RECIPE[-seedN] keeps what is small of it: config.json, environment.jsonl, metrics.jsonl. Such a
-record gives way only to more epochs of the same experiment. RESULTS.md and the pictures of runs over each other are
-made from the records; rows and pictures that rested on more than there is now stay as they are. What else is to be
-said of a run ("other work beside") a person adds to a line of its record's environment.jsonl, as the field "remark".
+--scale F shrinks a schedule as a whole, as train.py does; --budget MINUTES finds F for each recipe, by a few steps with
+its own network, batch and image size here, so that training and evaluation take about that. The same command goes on
+with what it began, at the scale that it began at.
+
+After every run, results/RECIPE[-seedN] keeps what is small of it: config.json, environment.jsonl, metrics.jsonl. Such
+a record gives way only to more of the same experiment: more epochs, a larger scale or limit. RESULTS.md and the
+pictures of runs over each other are made from the records; rows and pictures that rested on more than there is now
+stay as they are. What else is to be said of a run ("other work beside") a person adds to a line of its record's
+environment.jsonl, as the field "remark".
 """
 
 from __future__ import annotations
@@ -25,17 +32,19 @@ if __name__ == "__main__":
 import argparse
 import fnmatch
 import functools
-import json
+import itertools
+import math
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import train
 from resnet_min import recipes, tasks
-from resnet_min.config import flag, shown
+from resnet_min.config import flag
 from resnet_min.files import write_whole
-from resnet_min.runs import tables
+from resnet_min.runs import results, tables
+from resnet_min.runs.records import differences, record
 from resnet_min.tasks.options import TaskConfig
 
 # The order of `all`: what tells most comes first, and the rest after it.
@@ -43,17 +52,14 @@ FIRST = ("digits", "nctu-*", "yuan-v2-sgd", "yuan-resnet18", "li-resnet34-scratc
 PART_B = "data/part_B_final"  # the one data set that some recipes want and that cannot be downloaded
 # A recipe alive: both phases of training, validation and test, on a few images.
 SMOKE = dict(epochs=2, limit=16, batch_size=8)
+PASSED_ON = ("scale", "epochs", "limit", "val_every")  # to train.py, as they are
+SAVE_EVERY = 5.0  # minutes: an epoch may take hours, and a scaled run may have but one
 OVERLAYS = {
     "overlay-nctu.png": ("nctu-resnet18", "nctu-resnet18-plain", "nctu-resnet50", "nctu-resnet50-plain"),
     "overlay-transfer.png": ("gupta-scratch", "gupta-finetune", "gupta-freeze6", "gupta-freeze10"),
     "overlay-dropout.png": ("gupta-tiny-dropout0.1", "gupta-tiny-dropout0.2", "gupta-tiny", "gupta-tiny-dropout0.4"),
     "overlay-depth.png": ("ours-resnet20", "ours-resnet20-plain", "ours-resnet56", "ours-resnet56-plain"),
 }
-# Options that say where and how a run is made, not what it is: a run made with others is the same experiment.
-PLACE = (
-    "data", "data_dir", "cache_dir", "mean", "std", "device", "amp", "channels_last", "kernels", "deterministic",
-    "cuda_graph", "pretrained", "save_every",
-)  # fmt: skip
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -65,7 +71,20 @@ def get_parser() -> argparse.ArgumentParser:
         "recipes", nargs="*", metavar="RECIPE",
         help="recipes by name or pattern, or all (train.py --list-recipes lists them)",
     )  # fmt: skip
-    parser.add_argument("--smoke", action="store_true", help="a few steps on a few images of each split")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--smoke", action="store_true", help="a few steps on a few images of each split")
+    length.add_argument(
+        "--scale", type=float, metavar="F", help="shrink every schedule as a whole to this share (train.py --scale)"
+    )
+    length.add_argument(
+        "--budget", type=float, metavar="MINUTES",
+        help="measure how fast each recipe trains here, and shrink its schedule to what fits into these minutes",
+    )  # fmt: skip
+    length.add_argument("--epochs", type=int, metavar="N", help="epochs of every run, of schedules that stay as long")
+    parser.add_argument("--limit", type=int, metavar="N", help="use this many images of each split")
+    parser.add_argument(
+        "--val-every", type=int, metavar="N", help="validate after every N-th epoch, and after the last"
+    )
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="run each with seeds 0 to N-1 (default: 1)")
     parser.add_argument("--data", metavar="PATH", help="CIFAR-10 as an image folder, in place of the named data set")
     parser.add_argument(
@@ -98,9 +117,9 @@ def select(patterns: list[str], crowds: bool) -> list[str]:
 
 
 def settings_of(recipe: str, seed: int, args: argparse.Namespace) -> dict[str, object]:
-    """The flags of train.py that make `recipe` this run: the seed, the data's place, and for --smoke its small size."""
+    """The flags of train.py that make `recipe` this run: the seed, the data's place, and how much of it is run."""
     own = recipes.recipe(recipe).settings
-    flags = {"seed": seed, "device": args.device}
+    flags = {"seed": seed, "device": args.device, "save_every": SAVE_EVERY}
     if place := {"cifar10": args.data, PART_B: args.crowd_data}.get(own["data"]):
         flags["data"] = place
     if args.smoke:
@@ -109,10 +128,16 @@ def settings_of(recipe: str, seed: int, args: argparse.Namespace) -> dict[str, o
             flags["val_size"] = SMOKE["limit"]
         if own.get("freeze_epochs"):
             flags["freeze_epochs"] = 1
+    flags |= given(args)
     if own.get("pretrained") == "imagenet" and (why := no_weights(own["arch"])):
         print(f"{recipe}: {why}; starting from random weights", file=sys.stderr)
         flags["pretrained"] = "none"
     return flags
+
+
+def given(args: argparse.Namespace) -> dict[str, object]:
+    """Those of `PASSED_ON` that the command line says."""
+    return {name: value for name in PASSED_ON if (value := getattr(args, name)) is not None}
 
 
 @functools.cache
@@ -135,13 +160,22 @@ def run(recipe: str, seed: int, runs: Path, args: argparse.Namespace) -> bool:
     from resnet_min.runs.folder import is_complete
     from resnet_min.training import checkpoint
 
-    folder = tables.folder_of(runs, recipe, seed)
+    folder = results.folder_of(runs, recipe, seed)
     last = folder / "last.pt"
-    settings = settings_of(recipe, seed, args)
-    before = tables.read(runs, recipe, seed)
-    if before or last.is_file():  # otherwise there is nothing to lose
-        wanted = tasks.make_config({**recipes.recipe(recipe).settings, **settings})
-        if differ := differences(tables.read_config(folder), wanted):
+    own, settings = recipes.recipe(recipe).settings, settings_of(recipe, seed, args)
+    before, begun = results.read(runs, recipe, seed), begun_as(runs, recipe, seed)
+    if args.budget is not None:
+        if alike := begun or begun_as(runs, recipe, 0):  # all seeds at one scale
+            settings["scale"] = alike.scale
+            print(f"{recipe}: --scale {alike.scale:g}, as it began", flush=True)
+        else:
+            from resnet_min.runs.budget import fitting
+
+            settings["scale"], speed = fitting(own, settings, args.budget)
+            print(f"{recipe}: {speed}; {args.budget:g} minutes: --scale {settings['scale']}", flush=True)
+    if begun:
+        wanted = tasks.make_config({**recipes.scaled(own, settings.get("scale", 1)), **settings})
+        if differ := differences(begun, wanted):
             raise UserError(f"{folder} holds another experiment ({differ}): name another --runs")
     # The last line of the figures is written just before the last checkpoint; --smoke leaves no checkpoint.
     epochs = before.config.epochs if before and before.finished else 0
@@ -160,40 +194,11 @@ def run(recipe: str, seed: int, runs: Path, args: argparse.Namespace) -> bool:
     return True
 
 
-def differences(there: TaskConfig, wanted: TaskConfig, besides: Sequence[str] = ()) -> str:
-    """What makes `there` another experiment than `wanted`, as one would write it; nothing where they are the same."""
-    return "; ".join(
-        f"{flag(name)} {shown(getattr(there, name))}, wanted {shown(getattr(wanted, name))}"
-        for name in vars(wanted)
-        if name not in (*PLACE, *besides) and getattr(there, name) != getattr(wanted, name)
-    )
-
-
-def record(result: tables.Result, runs: Path, records: Path) -> None:
-    """Copy what is small of a run under `runs` to `records`, unless that holds as much of it, remarks and all.
-
-    Raises UserError where the record is of another experiment, or of another run with as many epochs, and where the
-    run is not what its folder's name says, but for its epochs.
-    """
-    folder, to = (tables.folder_of(place, result.recipe, result.seed) for place in (runs, records))
-    wanted = tasks.make_config({**recipes.recipe(result.recipe).settings, "seed": result.seed})
-    if differ := differences(result.config, wanted, besides=("epochs",)):
-        raise UserError(f"{folder} is another experiment than its name says ({differ})")
-    there = tables.read(records, result.recipe, result.seed)
-    starts = result.starts
-    if there:
-        if differ := differences(there.config, result.config):
-            raise UserError(f"{to} holds another experiment ({differ}); move it away to record {folder}")
-        same = all(old == new for old, new in zip(there.rows, result.rows, strict=False))
-        if len(there.rows) >= len(result.rows):
-            if not same:
-                raise UserError(f"{to} holds another run of as many epochs; move it away to record {folder}")
-            return
-        remarked = [start for start in there.starts if "remark" in start]
-        starts = [next((old for old in remarked if old.items() >= new.items()), new) for new in starts]
-    write_whole(to / "config.json", (folder / "config.json").read_text())
-    write_whole(to / "environment.jsonl", "".join(json.dumps(start) + "\n" for start in starts))
-    write_whole(to / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in result.rows))
+def begun_as(runs: Path, recipe: str, seed: int) -> TaskConfig | None:
+    """The options of a run that there is something of to lose."""
+    folder = results.folder_of(runs, recipe, seed)
+    there = (folder / "last.pt").is_file() or results.read(runs, recipe, seed)
+    return results.read_config(folder) if there else None
 
 
 def update(runs: Path, out: Path, smoke: bool, failed: Mapping[str, str]) -> tuple[str, list[str]]:
@@ -201,15 +206,15 @@ def update(runs: Path, out: Path, smoke: bool, failed: Mapping[str, str]) -> tup
 
     Nothing is written where nothing is known. With `smoke` the table is of the runs themselves.
     """
-    found, notes = tables.read_all(runs)
+    found, notes = results.read_all(runs)
     if not smoke:
         records = out / "results"
-        for result in (result for every in found.values() for result in every):
+        for result in itertools.chain.from_iterable(found.values()):
             try:
                 record(result, runs, records)
             except (UserError, OSError) as error:
                 notes.append(f"not recorded: {error}")
-        found, damaged = tables.read_all(records)
+        found, damaged = results.read_all(records)
         notes += damaged
     path = out / "RESULTS.md"
     old = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
@@ -218,7 +223,7 @@ def update(runs: Path, out: Path, smoke: bool, failed: Mapping[str, str]) -> tup
     )
     if not rows:
         return "", notes
-    table = tables.markdown(rows)
+    table = tables.markdown(rows, smoke)
     text = [tables.heading(found, smoke, old if kept else ""), table]
     if not smoke:
         text.append(tables.FOOTNOTES)
@@ -232,7 +237,7 @@ def update(runs: Path, out: Path, smoke: bool, failed: Mapping[str, str]) -> tup
     return f"{table}\n\nwritten: {path}", notes
 
 
-def draw(found: Mapping[str, tables.Result], folder: Path, old: str) -> list[str]:
+def draw(found: Mapping[str, results.Result], folder: Path, old: str) -> list[str]:
     """Draw runs over each other, and return the pictures' lines.
 
     A picture is drawn anew only of all the runs that it shows, which its line in the `old` table names.
@@ -257,6 +262,9 @@ def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     if args.seeds < 1:
         raise UserError(f"--seeds must be at least 1; got {args.seeds}")
+    if args.budget is not None and not 0 < args.budget < math.inf:
+        raise UserError(f"--budget must be positive; got {args.budget}")
+    tasks.make_config(given(args))  # a slip is one error and not thirty
     chosen = select(args.recipes, crowds=args.crowd_data is not None)
     runs = Path(args.runs or ("runs/smoke" if args.smoke else "runs/reproduce"))
     out = Path(args.out or (runs if args.smoke else "."))
@@ -269,7 +277,10 @@ def main(argv: list[str] | None = None) -> None:
         from resnet_min import data
 
         data.load(args.data or "cifar10")  # where it cannot be had, one error and not thirty
+    from resnet_min.runs.budget import TooShort
+
     failed: dict[str, str] = {}
+    short: list[str] = []
     table, notes = "", []
     try:
         for seed in range(args.seeds):
@@ -277,6 +288,9 @@ def main(argv: list[str] | None = None) -> None:
                 try:
                     if run(recipe, seed, runs, args) and not args.smoke:
                         update(runs, out, args.smoke, failed)
+                except TooShort as error:  # no row: it says nothing of the recipe
+                    short.append(recipe)
+                    print(f"{recipe}: not run: {error}", file=sys.stderr)
                 except (UserError, OSError) as error:
                     failed[recipe] = f"failed: {error}"
                     print(f"{recipe}: {failed[recipe]}", file=sys.stderr)
@@ -285,6 +299,10 @@ def main(argv: list[str] | None = None) -> None:
         print("", *notes, table, sep="\n", flush=True)
     if failed:
         raise UserError(f"{len(failed)} of {len(chosen)} recipes failed: {', '.join(failed)}")
+    if short := dict.fromkeys(short):
+        raise UserError(
+            f"{len(short)} of {len(chosen)} recipes do not fit into --budget {args.budget:g}: {', '.join(short)}"
+        )
     if not table:
         raise UserError(f"no runs in {runs}: name recipes to run, or all")
 

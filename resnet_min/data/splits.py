@@ -8,11 +8,11 @@ data set keeps its own order.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ from ..files import printable
 from .cache import cached
 from .decode import decode, is_sound
 from .sources import NEEDED, Source, find
+
+S = TypeVar("S")  # images and targets of any task
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ def load(
     val_size: int = 0,
     seed: int = 0,
     limit: int | None = None,
+    train_share: float = 1.0,
     needed: Collection[str] = NEEDED,
 ) -> Dataset:
     """Load `cifar10`, `cifar100`, `digits`, or the image folder at the path `data`.
@@ -88,6 +91,7 @@ def load(
     image_size: height and width of every image, in pixels (default 32).
     val_size: images held out of the training split, from each class in proportion, drawn from `seed`.
     limit: at most this many images of each split, evenly spread over it; mean and std stay those of all.
+    train_share: of the training images left, use this share, likewise spread; at least one.
     needed: the splits that an image folder must have; ("test",) is enough to look at a trained network.
 
     Raises UserError for data that is missing, damaged, unreadable or inconsistent, and for a cache_dir that cannot be
@@ -114,14 +118,21 @@ def load(
         splits["train"], splits["val"] = whole.subset(kept), whole.subset(held)
         sums = sums[kept]
     mean, std = (None, None) if sums is None else mean_std(sums, pixels=len(sums) * size * size)
-    if limit is not None:
-        splits = {
-            name: part.subset(np.arange(limit) * len(part) // limit) if limit < len(part) else part
-            for name, part in splits.items()
-        }
+    splits = lessened(splits, limit, train_share)
     classes = tuple(content["classes"])
     train, val = splits.get("train"), splits.get("val")
     return Dataset(source.name, source.source, classes, train, val, splits["test"], mean, std)
+
+
+def lessened(splits: Mapping[str, S], limit: int | None, train_share: float) -> dict[str, S]:
+    """At most `limit` images of each split, and of those to train on the share `train_share`, evenly spread over it."""
+    less = {}
+    for name, part in splits.items():
+        count = len(part) if limit is None else min(limit, len(part))
+        if name == "train":
+            count = max(1, round(count * train_share))
+        less[name] = part.subset(np.arange(count) * len(part) // count) if count < len(part) else part
+    return less
 
 
 def _content(source: Source, size: int, cache_dir: str | os.PathLike | None) -> dict[str, Any]:

@@ -32,6 +32,11 @@ def configure(flags: Mapping[str, Any], recipe_name: str | None) -> TaskConfig:
     Raises UserError for options that do not fit one another, the task or the data.
     """
     settings = recipes.recipe(recipe_name).settings if recipe_name is not None else {}
+    if "scale" in flags:
+        if not settings:
+            raise UserError("--scale shrinks the schedule of a recipe: name it with --recipe")
+        if 0 < flags["scale"] < 1:  # make_config refuses others
+            settings = recipes.scaled(settings, flags["scale"])
     task = flags.get("task") or settings.get("task")
     if task is None:
         task = tasks.DEFAULT if settings else tasks.recognised(flags.get("data", "")) or tasks.DEFAULT
@@ -51,10 +56,12 @@ def describe_recipe(name: str, flags: Mapping[str, Any], config: TaskConfig) -> 
     about = recipes.recipe(name)
     unchanged = tasks.make_config(about.settings)
     yield f"recipe: {name}, {about.source}; published: {about.published}" + (f"; {about.note}" if about.note else "")
+    if config.scale < 1:
+        yield f"the recipe's schedule, shrunk: {recipes.extent(config, unchanged.epochs)}"
     changed = [
         f"{flag(option)} {shown(getattr(config, option))} (the recipe's: {shown(getattr(unchanged, option))})"
         for option in flags
-        if getattr(config, option) != getattr(unchanged, option)
+        if option != "scale" and getattr(config, option) != getattr(unchanged, option)
     ]
     if changed:
         yield f"flags override the recipe: {', '.join(changed)}"
@@ -84,7 +91,7 @@ def check_milestones(config: TaskConfig, steps: int) -> None:
         end *= steps
     if config.milestones[-1] >= end:
         raise UserError(
-            f"--milestones {config.milestones[-1]} is never reached: "
+            f"--milestones {shown(config.milestones[-1])} is never reached: "
             f"the schedule ends after {end} {config.milestone_unit}"
         )
 

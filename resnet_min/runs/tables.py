@@ -1,140 +1,32 @@
-"""Runs of recipes beside what was published for them: what a folder of runs holds, and the tables of RESULTS.md."""
+"""The tables of RESULTS.md: runs of recipes beside what was published for them."""
 
 from __future__ import annotations
 
 import functools
-import json
+import math
 import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from .. import tasks
-from ..errors import UserError
+from ..config import Figure
 from ..files import printable
-from ..recipes import RECIPES
+from ..recipes import RECIPES, extent
 from ..tasks.options import TaskConfig
-from .folder import read_rows
+from .results import Result, epoch_to_converge
 
-SIGNIFICANT = 0.02  # of the whole fall of the training loss
 Table = dict[str, dict[str, str]]  # recipe -> title of a column -> cell
+TEST = "test, last epoch"
 COLUMNS = (
-    "recipe", "parameters", "started from", "test, last epoch", "best epoch on test¹", "published test", "gap",
-    "converged at² (published)", "training time (published)", "device", "remark",
+    "recipe", TEST, "published", "gap", "seeds", "epochs", "training: last, best (published)",
+    "validation (published)", "hardware",
+)  # fmt: skip
+FURTHER = (  # of a second table of the same recipes
+    "recipe", "parameters", "started from", "best epoch on test¹", "converged at² (published)",
+    "training time (published)", "remark",
 )  # fmt: skip
 SMOKE_COLUMNS = ("recipe", "parameters", "started from", "steps", "training time", "device")
-
-
-@dataclass(frozen=True)
-class Result:
-    """One run of a recipe, finished or not."""
-
-    recipe: str
-    seed: int
-    config: TaskConfig
-    rows: list[dict[str, Any]]  # of metrics.jsonl, at least one
-    starts: list[dict[str, Any]]  # of environment.jsonl; empty where the run has none
-
-    @property
-    def finished(self) -> bool:
-        return self.rows[-1]["epoch"] >= self.config.epochs
-
-    @property
-    def environment(self) -> dict[str, Any]:
-        """Of the last start; empty where the run has none."""
-        return self.starts[-1] if self.starts else {}
-
-
-# ---- runs ----
-
-
-def folder_of(runs: Path, recipe: str, seed: int) -> Path:
-    """Where the run of a recipe and seed belongs under `runs`."""
-    return runs / (recipe if seed == 0 else f"{recipe}-seed{seed}")
-
-
-def read_config(folder: Path) -> TaskConfig:
-    """The options of a run's config.json; those that later versions added get their defaults.
-
-    Raises UserError where it cannot be read.
-    """
-    path = folder / "config.json"
-    try:
-        return tasks.read_config(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} holds no run's options: {error}") from None
-
-
-def read_starts(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's environment.jsonl. Raises UserError for one that is no JSON object."""
-    path = folder / "environment.jsonl"
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    starts = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        try:
-            start = json.loads(line)
-        except ValueError:
-            start = None
-        if not isinstance(start, dict):
-            raise UserError(f"{path}, line {number} is damaged: wanted a JSON object")
-        starts.append(start)
-    return starts
-
-
-def read(runs: Path, recipe: str, seed: int) -> Result | None:
-    """The run of a recipe and seed under `runs`; None before its first epoch is over. Raises UserError if damaged."""
-    folder = folder_of(runs, recipe, seed)
-    metrics = folder / "metrics.jsonl"
-    if not metrics.is_file() or b"\n" not in metrics.read_bytes():
-        return None
-    result = Result(recipe, seed, read_config(folder), read_rows(folder), read_starts(folder))
-    for row in result.rows:
-        for key in ("epoch", "step", "train_loss", "seconds"):
-            if not isinstance(row.get(key), (int, float)):
-                raise UserError(f"{metrics} has a line without the number {key}")
-    figure = f"test_{result.config.figure.key}"
-    if result.finished and figure not in result.rows[-1]:
-        raise UserError(f"{metrics} has no {figure} in its last line")
-    return result
-
-
-def read_all(runs: Path) -> tuple[dict[str, list[Result]], list[str]]:
-    """recipe -> its runs under `runs`, by seed, for every recipe that has one; and what to say of those damaged."""
-    found, damaged = {}, []
-    for recipe in RECIPES:
-        results, seeds = [], [0]
-        for folder in sorted(runs.glob(f"{recipe}-seed*/")):
-            seed = folder.name.removeprefix(f"{recipe}-seed")
-            if re.fullmatch("[1-9][0-9]*", seed):
-                seeds.append(int(seed))
-            else:
-                damaged.append(f"skipped: {folder}: {seed!r} is no seed")
-        for seed in sorted(seeds):
-            try:
-                results.append(read(runs, recipe, seed))
-            except (UserError, OSError) as error:
-                damaged.append(f"skipped: {error}")
-        if results := [result for result in results if result is not None]:
-            found[recipe] = results
-    return found, damaged
-
-
-def epoch_to_converge(rows: Sequence[Mapping[str, float]]) -> int | None:
-    """The epoch after which the training loss no longer falls significantly (Li's measure; the rule is ours).
-
-    It is the first epoch whose training loss is within 2% of the loss's whole fall, from the first epoch's to the
-    lowest, above that lowest; the first where the loss never falls. None where that is the last epoch there is: then
-    the loss may well fall on.
-    """
-    losses = [row["train_loss"] for row in rows]
-    near = min(losses) + SIGNIFICANT * (losses[0] - min(losses))
-    first = next(number for number, loss in enumerate(losses) if loss <= near)
-    return rows[first]["epoch"] if first < len(rows) - 1 else None
-
-
-# ---- tables ----
+FEW = 5_000_000  # parameters: Yuan & Zhang's limit
 
 
 def table(found: Mapping[str, Sequence[Result]], failed: Mapping[str, str]) -> Table:
@@ -144,46 +36,75 @@ def table(found: Mapping[str, Sequence[Result]], failed: Mapping[str, str]) -> T
         if recipe in found:
             rows[recipe] = _row(recipe, found[recipe], failed.get(recipe))
         elif recipe in failed:
-            rows[recipe] = dict.fromkeys(COLUMNS, "") | {"recipe": recipe, "test, last epoch": failed[recipe]}
+            rows[recipe] = dict.fromkeys((*COLUMNS, *FURTHER), "") | {"recipe": recipe, TEST: failed[recipe]}
     return rows
 
 
 def _row(recipe: str, results: Sequence[Result], failed: str | None) -> dict[str, str]:
-    config, published = results[0].config, RECIPES[recipe].published
-    key, unit, best_of = config.figure.key, config.figure.unit, config.figure.best
-    wanted = published.test
-    done = [result for result in results if result.finished]
-    gap, best = "", "not looked at"
+    """A recipe's row: of its finished runs, and where some are more of the recipe than others, of those alone."""
+    most = max((result.reach for result in results if result.finished), default=None)
+    done = [result for result in results if result.finished and result.reach == most]
+    shown = done or [max(results, key=lambda result: (result.reach, len(result.rows)))]
+    config, published, rows = shown[0].config, RECIPES[recipe].published, [result.rows for result in done]
+    figure, last = config.figure, [every[-1] for every in rows]
+    test = f"in epoch {shown[0].rows[-1]['epoch'] + 1} of {config.epochs}"
+    gap = training = validation = best = ""
     if done:
-        last = mean_and_deviation([result.rows[-1][f"test_{key}"] for result in done], unit)
-        if wanted is not None:
-            gap = f"{statistics.mean(r.rows[-1][f'test_{key}'] for r in done) - wanted:+.2f}"
-        if all(f"test_{key}" in row for result in done for row in result.rows):  # no validation split
-            best = mean_and_deviation([best_of(row[f"test_{key}"] for row in result.rows) for result in done], unit)
-    else:
-        last = f"in epoch {results[0].rows[-1]['epoch'] + 1} of {config.epochs}"
-    epochs = RECIPES[recipe].settings.get("epochs", config.epochs)
-    if config.epochs != epochs:
-        last += f", {config.epochs} epochs for the recipe's {epochs}"
-    if failed:
-        last = f"{last}; {failed}"
-    shown = done or results
-    converged = [epoch for result in shown if (epoch := epoch_to_converge(result.rows)) is not None]
+        test = _figures(figure, last, "test")
+        if published.test is not None:
+            gap = f"{statistics.mean(figure.of(row, 'test') for row in last) - published.test:+.2f}"
+        highest = [figure.best_row(every, "train") for every in rows]
+        training = f"{_figures(figure, last, 'train')}, {_figures(figure, highest, 'train')}"
+        validation = _figures(figure, last, "val")
+        if validation:
+            best = "not looked at"
+        else:
+            best = _figures(figure, [figure.best_row(every, "test") for every in rows], "test")
+    converged = [epoch for every in rows if (epoch := epoch_to_converge(every)) is not None]
     seconds = statistics.mean(sum(row["seconds"] for row in result.rows) for result in shown)
+    count = parameters(config)
     cells = (
         recipe,
-        f"{parameters(config):,}",
-        _several(started_from(recipe, result.config) for result in results),
-        last,
-        best,
-        published.note if wanted is None else f"{'> ' * published.above}{wanted:g}{unit}",
+        f"{test}; {failed}" if failed else test,
+        _published(figure, published.test, published.above, published.beside) or published.note,
         gap,
-        ", ".join(map(str, converged)) + ("" if published.epoch is None else f" ({published.epoch})"),
-        f"{seconds:,.0f} s" + ("" if published.seconds is None else f" ({published.seconds:g} s)"),
+        str(len(done) or ""),
+        extent(config, shown[0].whole),
+        _beside(training, _published(figure, published.train)),
+        _beside(validation, _published(figure, published.val)),
         _several(result.environment.get("device") for result in shown),
+        recipe,
+        f"{count:,}" + ", under 5M" * (count < FEW),
+        _several(started_from(recipe, result.config) for result in shown),
+        best,
+        _beside(", ".join(map(str, converged)), str(published.epoch or "")),
+        _beside(f"{seconds:,.0f} s", "" if published.seconds is None else f"{published.seconds:,g} s"),
         _several(start.get("remark") for result in shown for start in result.starts),
     )
-    return dict(zip(COLUMNS, cells, strict=True))
+    return dict(zip((*COLUMNS, *FURTHER), cells, strict=True))
+
+
+def _figures(figure: Figure, rows: Sequence[Mapping[str, Any]], split: str) -> str:
+    """ "93.10% ± 0.12", "MAE 24.29, MSE 37.29": of several runs' rows, mean and deviation; "" where not measured."""
+    said = []
+    for key, title in ((figure.key, "" if figure.unit else figure.title), *([figure.beside] if figure.beside else [])):
+        values = [row[f"{split}_{key}"] for row in rows if f"{split}_{key}" in row]
+        if values:
+            unit = figure.unit if key == figure.key else ""
+            said.append(f"{title} {mean_and_deviation(values, unit)}".strip())
+    return ", ".join(said)
+
+
+def _published(figure: Figure, value: float | None, above: bool = False, beside: tuple | None = None) -> str:
+    """A published figure as ours is written; "" where there is none."""
+    if value is None:
+        return ""
+    said = f"{'' if figure.unit else figure.title} {'> ' * above}{value:g}{figure.unit}".strip()
+    return said + ("" if beside is None else ", {} {:g}".format(*beside))
+
+
+def _beside(ours: str, published: str) -> str:
+    return f"{ours} ({published})".strip() if published else ours
 
 
 def _several(values: Iterable[object]) -> str:
@@ -211,9 +132,9 @@ def started_from(recipe: str, config: TaskConfig) -> str:
 
 
 def mean_and_deviation(values: Sequence[float], unit: str) -> str:
-    """ "93.10% ± 0.12 (n = 3)": mean and standard deviation of a sample; of a single value, the value."""
+    """ "93.10% ± 0.12": mean and standard deviation of a sample; of a single value, the value."""
     mean = f"{statistics.mean(values):.2f}{unit}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.2f} (n = {len(values)})"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.2f}"
 
 
 def smoke_table(found: Mapping[str, Sequence[Result]], failed: Mapping[str, str]) -> Table:
@@ -244,18 +165,31 @@ def keep(rows: Table, old: Table) -> tuple[Table, list[str]]:
     return {recipe: merged[recipe] for recipe in order if recipe in merged}, kept
 
 
-def _worth(row: Mapping[str, str]) -> tuple[int, int]:
-    """What a row rests on: its finished runs, and the epoch of one that is not finished."""
-    said = row.get("test, last epoch", "")
-    if found := re.match(r"in epoch (\d+)", said):
-        return 0, int(found[1])
-    number = re.search(r"\(n = (\d+)\)", said)
-    return (int(number[1]) if number else int(said[:1].isdigit())), 0
+def _worth(row: Mapping[str, str]) -> tuple[float, ...]:
+    """What a row rests on: as `Result.reach` has it, and how many finished runs; or the epoch of one that is not."""
+    seeds, said = row.get("seeds", ""), row.get("epochs", "")
+    if not seeds.isdigit():
+        begun = re.match(r"in epoch (\d+)", row.get(TEST, ""))
+        return 0, 0, 0, int(begun[1]) if begun else 0
+    epochs, whole = map(int, re.match(r"(\d+) of (\d+) epochs|", said).groups("0"))
+    share, limit = re.search(r"([\d.]+)% of the training", said), re.search(r"(\d+) images of each", said)
+    passes = min(epochs, whole) * (float(share[1]) / 100 if share else 1)
+    return int(limit[1]) if limit else math.inf, passes, int(seeds), 0
 
 
-def markdown(rows: Table) -> str:
-    """A Markdown table with even columns, as many as the rows have together."""
-    titles = list(dict.fromkeys(title for row in rows.values() for title in row))
+def markdown(rows: Table, smoke: bool = False) -> str:
+    """A Markdown table with even columns, as many as the rows have together; or two, of COLUMNS and of the others."""
+    titles = dict.fromkeys(title for row in rows.values() for title in row)
+    groups = [list(titles)]
+    if not smoke:
+        groups = [
+            [title for title in titles if title in COLUMNS],
+            ["recipe", *(title for title in titles if title not in COLUMNS)],
+        ]
+    return "\n\n".join(_markdown(rows, group) for group in groups if len(group) > 1)
+
+
+def _markdown(rows: Table, titles: Sequence[str]) -> str:
     lines = [titles, *([_escaped(row.get(title, "")) for title in titles] for row in rows.values())]
     widths = [max(len(line[column]) for line in lines) for column in range(len(titles))]
     lines.insert(1, ["-" * width for width in widths])
@@ -265,13 +199,17 @@ def markdown(rows: Table) -> str:
 
 
 def read_markdown(text: str) -> Table:
-    """The rows of the first table in `text`, as `markdown` writes it; none where there is none."""
-    found = re.search(r"(^\| .*\n)+", text, re.MULTILINE)
-    lines = [
-        [cell.strip().replace(r"\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
-        for line in (found[0].splitlines() if found else [])
-    ]
-    return {line[0]: dict(zip(lines[0], line, strict=False)) for line in lines[2:]}
+    """The rows of the tables of recipes in `text`, as `markdown` writes them; none where there are none."""
+    rows: Table = {}
+    for found in re.finditer(r"(?:^\| .*\n)+", text, re.MULTILINE):
+        lines = [
+            [cell.strip().replace(r"\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+            for line in found[0].splitlines()
+        ]
+        if lines[0][0] == "recipe":
+            for line in lines[2:]:
+                rows.setdefault(line[0], {}).update(zip(lines[0], line, strict=False))
+    return rows
 
 
 def _escaped(cell: str) -> str:
@@ -280,8 +218,11 @@ def _escaped(cell: str) -> str:
 
 FOOTNOTES = (
     "¹ chosen by looking at the test set: only to compare with reports that quote it. "
-    "² the first epoch whose training loss is within 2% of its whole fall above its lowest; none while it falls. "
-    "The test accuracy of the last epoch is ours, and the gap is from it. Times are of the training passes alone."
+    "² the first epoch whose training loss is within 2% of its whole fall above its lowest; none where that is in the "
+    "last quarter of the epochs, or the last two: the loss may fall on. "
+    "The test figure of the last epoch is ours, and the gap is from it; ± is the standard deviation over seeds. "
+    "Training figures are of images as they were trained on, by a network that was changing. "
+    "Times are of the training passes alone."
 )
 TITLES = {False: "# Results", True: "# Every recipe alive"}  # with --smoke or without
 FACTS = ("data", "processor", "torch", "kernels", "git_revision")

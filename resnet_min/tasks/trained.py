@@ -73,7 +73,7 @@ def load_data(trained: Trained, split: str = "test", **places: Any) -> Dataset:
     config = trained.task.config
     given = {name: place for name, place in places.items() if place is not None}
     held_out = config.val_size if split == "val" else 0  # the test images are the same either way
-    config = dataclasses.replace(config, limit=None, val_size=held_out, **given)
+    config = dataclasses.replace(config, limit=None, train_share=1.0, val_size=held_out, **given)
     if (other := recognised(config.data)) and other != config.task:
         raise UserError(f"{config.data} is data of --task {other}; {trained.path} is of --task {config.task}")
     dataset = type(trained.task)(config).load(needed=NEEDED if held_out else ("test",))

@@ -34,11 +34,12 @@ def learning_rate(config: Config, step: int, steps_per_epoch: int) -> float:
     """The learning rate of optimizer step `step` (counted from 0): of the step alone, so nothing jumps on resume.
 
     Equivalent to torch's MultiStepLR and CosineAnnealingLR stepped once an epoch (MultiStepLR once an iteration where
-    `milestone_unit` says so), and to OneCycleLR(anneal_strategy="linear") with its default factors, stepped once an
-    iteration: lr / 25 up to lr over the share `warmup` of the run, then down to lr / 250,000.
+    `milestone_unit` says so, and within an epoch where a milestone lies there), and to
+    OneCycleLR(anneal_strategy="linear") with its default factors, stepped once an iteration: lr / 25 up to lr over the
+    share `warmup` of the run, then down to lr / 250,000.
 
     With `freeze_epochs`, these are at `freeze_lr` throughout, and the schedule is that of the epochs after them,
-    counted from where they begin.
+    counted from where they begin. Where `scale` is below 1, cosine moves with every step.
     """
     epochs = config.epochs
     if config.freeze_epochs is not None:
@@ -46,9 +47,10 @@ def learning_rate(config: Config, step: int, steps_per_epoch: int) -> float:
         if step < first:
             return config.lr if config.freeze_lr is None else config.freeze_lr
         step, epochs = step - first, epochs - config.freeze_epochs
-    epoch = step // steps_per_epoch
+    # Of a scaled schedule an epoch may stand for many, within which the rate changes.
+    epoch = step // steps_per_epoch if config.scale == 1 else step / steps_per_epoch
     if config.schedule == "step":
-        now = epoch if config.milestone_unit == "epochs" else step
+        now = step / steps_per_epoch if config.milestone_unit == "epochs" else step
         return config.lr * config.gamma ** sum(now >= milestone for milestone in config.milestones)
     if config.schedule == "cosine":
         return config.lr * (1 + math.cos(math.pi * epoch / (config.t_max or epochs))) / 2

@@ -214,7 +214,7 @@ def test_it_is_tabled():
     reproduce.main(["turned", "--device", "cpu"])
     text = Path("RESULTS.md").read_text()
     error = read_rows("runs/reproduce/turned")[-1]["test_error"]
-    (line,) = (line for line in text.splitlines() if line.startswith("| turned "))
+    line, _ = (line for line in text.splitlines() if line.startswith("| turned "))
     assert f" {error:.2f}° " in line and " 30° " in line and f" {error - 30:+.2f} " in line
 
 

@@ -148,6 +148,8 @@ def test_a_part_is_read_and_cached(tmp_path, truth, monkeypatch):
     assert (len(again.train), len(again.val)) == (4, 2)
     assert sorted(again.train.names + again.val.names) == first.train.names
     assert reader.load(root, val_size=2, seed=5).val.names == again.val.names
+    few = reader.load(root, val_size=2, seed=5, train_share=0.5)
+    assert few.train.names == again.train.names[::2] and few.val.names == again.val.names and few.mean == again.mean
     for name, image in zip(again.train.names, again.train.images, strict=True):
         assert torch.equal(image, first.train.images[first.train.names.index(name)])
 
@@ -324,6 +326,13 @@ def test_the_loss_adds_the_counts():
     target[1] = -1
     loss, off = CrowdConfig(count_weight=0.5).make_task().loss(maps, target)
     assert loss.item() == pytest.approx(1 + 0.5 * 4 / MAP_SCALE) and off.tolist() == pytest.approx([0.04, 0.04])
+
+
+def test_zhangs_loss_is_half_the_squared_distance_of_the_densities():
+    maps, target = torch.zeros(2, 1, 2, 3), torch.full((2, 1, 2, 3), 2.0 * MAP_SCALE)
+    target[1] = 0
+    loss, off = CrowdConfig(loss="zhang", count_weight=0.5).make_task().loss(maps, target)
+    assert loss.item() == pytest.approx((2**2 * 6 / 2 + 0) / 2 + 0.5 * 12 / 2) and off.tolist() == [12, 0]
 
 
 def test_a_small_net_learns_to_count_blobs():

@@ -9,7 +9,8 @@ from PIL import Image
 
 from resnet_min import recipes
 from resnet_min.errors import UserError
-from resnet_min.runs import tables
+from resnet_min.recipes import scaled
+from resnet_min.runs import budget, results, tables
 from resnet_min.training import loop
 from resnet_min.viz import figures
 from tools import reproduce
@@ -128,7 +129,8 @@ def test_seeds_and_the_table_alone(monkeypatch, capsys):
     assert sorted(p.name for p in Path("runs/reproduce").iterdir()) == ["digits", "digits-seed1"]
     assert rows("runs/reproduce/digits")[0]["train_loss"] != rows("runs/reproduce/digits-seed1")[0]["train_loss"]
     text = Path("RESULTS.md").read_text()
-    assert "(n = 2)" in text and "chosen by looking at the test set" in text
+    row = tables.read_markdown(text)["digits"]
+    assert row["seeds"] == "2" and "±" in row["test, last epoch"] and "chosen by looking at the test set" in text
     for name in ("digits", "digits-seed1"):
         assert sorted(p.name for p in Path("results", name).iterdir()) == [
             "config.json", "environment.jsonl", "metrics.jsonl"
@@ -144,7 +146,7 @@ def test_seeds_and_the_table_alone(monkeypatch, capsys):
 def make_run(folder, recipe, done, seed=0, **settings):
     """A run's folder as train.py leaves it, without checkpoints: with `done` epochs."""
     config = recipes.recipe(recipe).settings | {"seed": seed} | settings
-    folder = tables.folder_of(Path(folder), recipe, seed)
+    folder = results.folder_of(Path(folder), recipe, seed)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "environment.jsonl").write_text(json.dumps({"device": "cpu", "started": "2026-01-01"}) + "\n")
@@ -219,10 +221,40 @@ def test_a_record_gives_way_only_to_more_epochs_of_its_experiment(capsys):
     unchanged("not recorded: results/digits holds another run of as many epochs; move it away to record runs/")
     make_run("runs/reproduce", "digits", 20, epochs=30)
     unchanged("not recorded: results/digits holds another experiment (--epochs 20, wanted 30); move it away")
+    make_run("runs/reproduce", "digits", 20, lr=0.5)
+    unchanged("not recorded: runs/reproduce/digits is another experiment than its name says (--lr 0.5, wanted 0.2)")
     make_run("runs/reproduce", "digits", 20, limit=100)
-    unchanged("not recorded: runs/reproduce/digits is another experiment than its name says (--limit 100, wanted None)")
+    unchanged("")  # it is less
     shutil.rmtree(run)
     unchanged("")
+
+
+def test_a_record_gives_way_to_a_larger_scale_once_that_is_finished(capsys):
+    def recorded(scale, done, **settings):
+        """The scale and the epochs of the record that there is with a run of `scale` and as many epochs."""
+        settings = scaled(recipes.RECIPES["digits"].settings, scale) | settings
+        folder = make_run("runs/reproduce", "digits", done, **settings)
+        reproduce.main([])
+        shutil.rmtree(folder)
+        config = json.loads(Path("results/digits/config.json").read_text())
+        return config["scale"] if "scale" in config else 1, len(rows("results/digits"))
+
+    assert recorded(0.1, 2, limit=90) == (0.1, 2)
+    assert recorded(0.1, 1) == (0.1, 2)  # not yet finished
+    assert recorded(0.1, 2) == (0.1, 2)
+    assert "| 2 of 20 epochs, schedule scaled by 0.1 " in Path("RESULTS.md").read_text()  # and no limit
+    assert recorded(0.2, 3) == (0.1, 2) and recorded(0.2, 4) == (0.2, 4)
+    assert recorded(0.1, 2) == (0.2, 4) and recorded(1, 20, limit=90) == (0.2, 4)
+    assert "| 4 of 20 epochs, schedule scaled by 0.2 " in Path("RESULTS.md").read_text()
+    capsys.readouterr()
+    assert recorded(0.25, 5, lr=0.3) == (0.2, 4)
+    assert "is another experiment than its name says (--lr 0.3, wanted 0.2)" in capsys.readouterr().out
+    assert recorded(1, 19) == (0.2, 4) and recorded(1, 20) == (1, 20) and recorded(0.5, 10) == (1, 20)
+    assert "| 20 of 20 epochs " in Path("RESULTS.md").read_text()
+    make_run("results", "digits", 10, lr=0.5, **scaled({"epochs": 20}, 0.5))
+    assert (
+        recorded(1, 20) == (0.5, 10) and "results/digits holds another experiment (--lr 0.5" in capsys.readouterr().out
+    )
 
 
 def test_rows_whose_records_are_gone_stay():
@@ -296,14 +328,14 @@ def test_text_that_cannot_be_written_is_escaped():
 def test_a_run_that_cannot_be_read_is_named(capsys, monkeypatch):
     make_run("results", "ours-resnet20", 4)
     make_run("runs/reproduce", "digits", 1)
-    real = tables.read_rows
+    real = results.read_rows
 
     def failing(folder):
         if folder.name == "digits":
             raise PermissionError(13, "Permission denied", str(folder))
         return real(folder)
 
-    monkeypatch.setattr(tables, "read_rows", failing)
+    monkeypatch.setattr(results, "read_rows", failing)
     reproduce.main([])
     assert "skipped: [Errno 13] Permission denied: 'runs/reproduce/digits'" in capsys.readouterr().out
 
@@ -342,6 +374,9 @@ def test_a_table_of_something_else_is_left_alone():
         (["digit"], "unknown recipe 'digit', did you mean digits?"),
         (["x*"], "no recipe matches 'x\\*'"),
         (["digits", "--seeds", "0"], "--seeds must be at least 1; got 0"),
+        (["digits", "--scale", "0"], "--scale must be positive; got 0.0"),
+        (["digits", "--budget", "-1"], "--budget must be positive; got -1"),
+        (["digits", "--val-every", "0"], "--val-every must be at least 1; got 0"),
         ([], "no runs in runs/reproduce"),
     ],
 )
@@ -365,3 +400,68 @@ def test_data_that_cannot_be_had_is_one_error(monkeypatch):
     with pytest.raises(UserError, match="--data nowhere is neither a folder"):
         reproduce.main(["all", "--smoke", "--data", "nowhere"])
     assert not Path("runs").exists()
+
+
+# ---- schedules that are shrunk ----
+
+
+def test_a_scaled_run_goes_on_at_its_scale(monkeypatch, capsys):
+    real, calls = loop.train_one_epoch, []
+
+    def stopped(*args, **options):
+        calls.append(1)
+        if len(calls) == 2:  # the second epoch
+            raise KeyboardInterrupt
+        return real(*args, **options)
+
+    monkeypatch.setattr(loop, "train_one_epoch", stopped)
+    command = ["digits", "--scale", "0.1", "--limit", "48", "--val-every", "2"]
+    with pytest.raises(KeyboardInterrupt):
+        reproduce.main(command)
+    assert len(rows("results/digits")) == 1 and "| in epoch 2 of 2 " in Path("RESULTS.md").read_text()
+    reproduce.main(command)
+    assert [("test_accuracy" in row) for row in rows("results/digits")] == [False, True]
+    row = tables.read_markdown(Path("RESULTS.md").read_text())["digits"]
+    assert row["epochs"] == "2 of 20 epochs, schedule scaled by 0.1, 48 images of each split"
+    capsys.readouterr()
+    reproduce.main(command)
+    assert "runs/reproduce/digits: done" in capsys.readouterr().out
+    for other in ("--scale 0.2 --limit 48", "--limit 48", "--scale 0.1"):
+        with pytest.raises(UserError, match="1 of 1 recipes failed"):
+            reproduce.main(["digits", *other.split()])
+    assert "holds another experiment (--scale 0.1, wanted 0.2; --epochs 2, wanted 4)" in capsys.readouterr().err
+    reproduce.main(["digits", "--epochs", "1", "--limit", "48", "--runs", "other", "--out", "other"])
+    assert "| 1 of 20 epochs, 48 images of each split " in Path("other/RESULTS.md").read_text()
+
+
+def test_a_budget_picks_the_scale_once(monkeypatch, capsys):
+    picked = []
+
+    def fitting(settings, flags, minutes):
+        picked.append((flags["limit"], minutes))
+        return 0.1 / len(picked), "1 image/s"
+
+    monkeypatch.setattr(budget, "fitting", fitting)
+    command = ["digits", "--budget", "3", "--limit", "32", "--seeds", "2"]
+    reproduce.main(command)
+    assert picked == [(32, 3.0)] and "digits: 1 image/s; 3 minutes: --scale 0.1\n" in capsys.readouterr().out
+    row = tables.read_markdown(Path("RESULTS.md").read_text())["digits"]
+    assert row["epochs"].startswith("2 of 20 epochs, schedule scaled by 0.1") and row["seeds"] == "2"
+    reproduce.main(command)
+    out = capsys.readouterr().out
+    assert len(picked) == 1 and out.count(": done\n") == out.count("digits: --scale 0.1, as it began\n") == 2
+
+
+def test_a_recipe_that_does_not_fit_into_a_budget_has_no_row(monkeypatch, capsys):
+    monkeypatch.setitem(recipes.RECIPES["digits"].settings, "epochs", 1)
+
+    def fitting(settings, flags, minutes):
+        if settings["arch"] == "resnet56":
+            raise budget.TooShort("--budget 3 is too short")
+        return 1.0, "1 image/s"
+
+    monkeypatch.setattr(budget, "fitting", fitting)
+    with pytest.raises(UserError, match="1 of 2 recipes do not fit into --budget 3: ours-resnet56$"):
+        reproduce.main(["ours-resnet56", "digits", "--budget", "3"])
+    assert "ours-resnet56: not run: --budget 3 is too short\n" in capsys.readouterr().err
+    assert list(tables.read_markdown(Path("RESULTS.md").read_text())) == ["digits"]

@@ -36,7 +36,8 @@ class Classify(Task):
         config = self.config
         return data.load(
             config.data, data_dir=config.data_dir, cache_dir=config.cache_dir, image_size=config.image_size,
-            val_size=config.val_size, seed=config.split_seed, limit=config.limit, needed=needed,
+            val_size=config.val_size, seed=config.split_seed, limit=config.limit, train_share=config.train_share,
+            needed=needed,
         )  # fmt: skip
 
     def read(self, file: str) -> Split:

@@ -32,6 +32,10 @@ class CrowdConfig(TaskConfig):
     sigma: float | None = option(
         None, "width of a head's Gaussian, in pixels (default: by the distance to its nearest heads)", type=float
     )
+    loss: str = option(
+        "mse", "of the density maps: mse, the mean squared error of maps times 100; zhang, half their squared "
+        "distance, summed over the pixels (Zhang et al., 2016)", choices=("mse", "zhang"),
+    )  # fmt: skip
     count_weight: float = option(0.0, "weight of the absolute count error in the loss", type=float)
 
     def __post_init__(self) -> None:

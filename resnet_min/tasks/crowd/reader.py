@@ -25,7 +25,7 @@ from torch import Tensor
 from ...data.cache import cached
 from ...data.decode import pixels
 from ...data.sources import IMAGE_FILES, NEEDED, list_files, stamp_of
-from ...data.splits import Dataset, mean_std, stratified
+from ...data.splits import Dataset, lessened, mean_std, stratified
 from ...errors import UserError
 
 TRUTH = ("ground-truth", "ground_truth")  # what copies call the folder of annotations
@@ -105,11 +105,13 @@ def load(
     val_size: int = 0,
     seed: int = 0,
     limit: int | None = None,
+    train_share: float = 1.0,
     needed: Collection[str] = NEEDED,
 ) -> Crowd:
     """Load the ShanghaiTech part in the folder `data`.
 
-    val_size: training images held out, drawn from `seed`. cache_dir, limit, needed: as for `data.load`.
+    val_size: training images held out, drawn from `seed`. cache_dir, limit, train_share and needed: as for
+    `data.load`.
 
     Raises UserError for a folder that is no such part, for an image without its annotation and the reverse, for what
     cannot be read, and for points that are not numbers or lie outside their image.
@@ -122,19 +124,18 @@ def load(
     content = cached(name, root, stamp, lambda: _decode(root.name, found), is_sound, cache_dir)
 
     splits = {name: Split(part["images"], part["labels"], part["names"]) for name, part in content["splits"].items()}
-    train, val, mean, std = splits.get("train"), None, None, None
+    train, mean, std = splits.get("train"), None, None
     if train is not None:
         sums = content["splits"]["train"]["sums"]
         if val_size:
             if not 0 < val_size < len(train):
                 raise UserError(f"--val-size must leave some of the {len(train)} training images; got {val_size}")
             kept, held = stratified(np.zeros(len(train), dtype=np.int64), val_size, seed)
-            train, val, sums = train.subset(kept), train.subset(held), sums[kept]
+            train, splits["val"], sums = train.subset(kept), train.subset(held), sums[kept]
+            splits["train"] = train
         mean, std = mean_std(sums, sum(image.shape[0] * image.shape[1] for image in train.images))
-    parts = [train, val, splits["test"]]
-    if limit is not None:
-        parts = [part and part.subset(np.arange(n := min(limit, len(part))) * len(part) // n) for part in parts]
-    return Crowd(root.name, str(root), (), *parts, mean, std)
+    less = lessened(splits, limit, train_share)
+    return Crowd(root.name, str(root), (), less.get("train"), less.get("val"), less["test"], mean, std)
 
 
 def _pairs(root: Path, name: str) -> list[tuple[os.DirEntry, os.DirEntry]]:

@@ -35,6 +35,7 @@ class Crowds(Task):
             val_size=config.val_size,
             seed=config.split_seed,
             limit=config.limit,
+            train_share=config.train_share,
             needed=needed,
         )
 
@@ -62,9 +63,17 @@ class Crowds(Task):
             return self.build(()).stride
 
     def loss(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """(mean squared error of the maps + count_weight × mean absolute error of the counts, each of the latter)"""
+        """(loss of the maps + count_weight × mean absolute error of the counts, each of the latter)
+
+        Of the maps it is the mean squared error, at `MAP_SCALE`; or as Zhang et al. have it, half the squared distance
+        of the densities themselves, summed over pixels, mean over images.
+        """
         off = ((outputs - targets).sum((1, 2, 3)) / MAP_SCALE).abs()
-        return F.mse_loss(outputs, targets) + self.config.count_weight * off.mean(), off.detach()
+        if self.config.loss == "zhang":
+            loss = ((outputs - targets) / MAP_SCALE).square().sum((1, 2, 3)).mean() / 2
+        else:
+            loss = F.mse_loss(outputs, targets)
+        return loss + self.config.count_weight * off.mean(), off.detach()
 
     def judge(self, net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], where: Hardware) -> dict[str, float]:
         mae, mse, _ = count(net, batches, where)
