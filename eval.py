@@ -217,8 +217,7 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
             )
         refuse_foreign(args, config.task, path)
         print(
-            f"model: {config.arch}{', plain' if config.plain else ''}, {config.stem} stem: "
-            f"{count_parameters(net):,} parameters, epoch {subject.epoch}"
+            f"model: {config.network}, {config.stem} stem: {count_parameters(net):,} parameters, epoch {subject.epoch}"
         )
         places = {"data": args.data, "data_dir": args.data_dir, "cache_dir": args.cache_dir}
         dataset = None if args.images else world.in_turn(partial(trained.load_data, subject, split, **places))

@@ -113,8 +113,8 @@ def training(draw):
         )  # fmt: skip
         flags += draw(one([], [], ["--freeze", "first-last", "--freeze-bn"], ["--freeze-children", "3"]))
     flags += some(
-        draw, ["--plain"], ["--stem", one("cifar", "imagenet", "cifar-pool")], ["--flip", SHARES],
-        ["--seed", ints(-5, 5)],
+        draw, draw(one(["--plain"], ["--option", "B"])), ["--stem", one("cifar", "imagenet", "cifar-pool")],
+        ["--flip", SHARES], ["--seed", ints(-5, 5)],
         ["--lr", one("0.1", "1e-3")], ["--wd", one("0", "1e-2")], ["--amp", one("auto", "off")], ["--no-channels-last"],
         ["--kernels", one("auto", "reference")], ["--deterministic"], ["--device", "cpu"], ["--std", "1", "1", "0.5"],
         ["--cache-dir", "cache"], ["--split-seed", ints(-3, 3)],
