@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import kernels, ops
+from . import weights as packaged
 from .config import ARCHS, did_you_mean
 from .errors import UserError
 
@@ -248,6 +249,7 @@ def resnet(
     strides: Sequence[int] | None = None,
     option: str | None = None,
     dropout: float = 0.0,
+    weights: str | None = None,
 ) -> ResNet:
     """A ResNet by name: resnet18/34/50/101/152, or the paper's CIFAR nets resnet20/32/44/56/110.
 
@@ -255,6 +257,8 @@ def resnet(
     plain: the same convolutions without shortcuts (and so without projections).
     blocks, widths, strides: one number a stage, instead of the arch's own; strides default to 1, 2, 2, ….
     option: the CIFAR nets' shortcuts where sizes differ: "A" (padded with zeros; their own) or "B" (projections).
+    weights: trained ones that come with the package, such as "cifar10", for the arch as it is; the net is in eval mode.
+
     Raises UserError for an unknown name or numbers that do not fit together.
 
     >>> sum(p.numel() for p in resnet("resnet18").parameters())
@@ -264,6 +268,10 @@ def resnet(
         raise UserError(f"unknown arch {arch!r}{did_you_mean(arch, ARCH)}; known: {', '.join(ARCH)}")
     if stem not in ("cifar", "imagenet", "cifar-pool"):
         raise UserError(f"unknown stem {stem!r}; known: cifar, imagenet, cifar-pool")
+    if weights is not None and (stem != "cifar" or any((plain, blocks, widths, strides, option))):
+        raise UserError(
+            f"weights {weights!r} are for {arch} as it is: without stem, plain, blocks, widths, strides and option"
+        )
     block, own_blocks, own_widths, own_option = ARCH[arch]
     if option not in (None, "A", "B"):
         raise UserError(f"unknown option {option!r}; known: A (padding), B (projections)")
@@ -284,10 +292,13 @@ def resnet(
         )
     if option == "A" and list(widths) != sorted(widths):
         raise UserError(f"{arch}'s zero-padded shortcuts cannot drop channels; got widths {widths}")
-    return ResNet(
+    net = ResNet(
         block, blocks, widths, strides,
         num_classes=num_classes, stem=stem, plain=plain, option=option, dropout=dropout,
     )  # fmt: skip
+    if weights is not None:
+        packaged.fill(net, weights, arch)
+    return net
 
 
 def backbone_of(net: nn.Module) -> ResNet:
