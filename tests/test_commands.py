@@ -134,9 +134,7 @@ def evaluation(draw):
     if run == "runs/c":
         return "eval", flags + some(draw, ["--worst", ints(1, 2)])
     flags = some(draw, ["runs/b"]) + flags + some(draw, ["--tta", "flip"], ["--data", "folder"])
-    return "eval", flags + draw(
-        one([], [], [], ["--confusion"], ["--roc"], ["--reliability"], ["--worst", "3"], ["runs/b"])
-    )
+    return "eval", flags + draw(one([], [], [], ["--confusion"], ["--roc"], ["--reliability"], ["--worst", "3"]))
 
 
 @st.composite
