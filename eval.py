@@ -7,6 +7,7 @@
     python eval.py model.pt --data FOLDER --tta flip --json figures.json
     python eval.py runs/resnet18-part_B_final-1 --worst 4        crowd counting: MAE, MSE and density maps
     python eval.py runs/resnet20-digits-1 --images a.jpg FOLDER  what it says of your own images, of any size
+    python eval.py --weights cifar10 --data FOLDER               trained weights that come with the package, if any do
     torchrun --nproc-per-node 2 eval.py runs/resnet18-1          several processes share the images
 
 A checkpoint contains everything needed: options, classes, normalisation and weights. Recall, precision,
@@ -52,6 +53,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "checkpoints", nargs="*", metavar="CKPT", help="checkpoints or run folders (default: newest run)"
     )
+    parser.add_argument("--weights", metavar="NAME", help="also trained weights that come with the package: cifar10, …")
     parser.add_argument(
         "--worst",
         type=int,
@@ -71,7 +73,9 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--kernels", choices=("auto", "extension", "reference"), default="auto", help="(default: auto)")
     parser.add_argument("--json", metavar="FILE", help="write every figure, or every answer, to this file")
     parser.add_argument(
-        "--out", metavar="DIR", help="folder for the pictures (default: beside each checkpoint; comparisons here)"
+        "--out",
+        metavar="DIR",
+        help="folder for the pictures (default: beside each checkpoint; of --weights, and comparisons, here)",
     )
     for name, config in TASKS.items():
         group = parser.add_argument_group(f"options of --task {name}") if config.evaluation else parser
@@ -94,8 +98,8 @@ def refuse_beside_images(args: argparse.Namespace) -> None:
     others += [option for config in TASKS.values() for option in config.evaluation]
     if given := [flag(option) for option in others if getattr(args, option)]:
         raise UserError(f"{', '.join(given)} would change nothing: --images only says what the network answers")
-    if len(args.checkpoints) > 1:
-        raise UserError(f"--images asks one network; got {len(args.checkpoints)} checkpoints")
+    if (count := len(args.checkpoints) + (args.weights is not None)) > 1:
+        raise UserError(f"--images asks one network; got {count} checkpoints")
 
 
 def answer(args: argparse.Namespace, subject: Trained, where: Hardware) -> None:
@@ -189,7 +193,7 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
     """What the command line asks for, as one of the processes of `world`: the first alone writes, draws and prints."""
     import torch
 
-    from resnet_min import ops
+    from resnet_min import ops, weights
     from resnet_min.model import count_parameters
     from resnet_min.runs import folder as runs
     from resnet_min.tasks import trained
@@ -200,13 +204,16 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
     split = args.split or "test"
     if args.images and world.size > 1:
         raise UserError("--images is answered by one process: leave torchrun out")
-    paths = world.shared(lambda: list(dict.fromkeys(checkpoint.find(name) for name in args.checkpoints or [None])))
+    newest = not args.checkpoints and args.weights is None
+    find = [partial(checkpoint.find, name) for name in args.checkpoints or [None] * newest]
+    find += [] if args.weights is None else [partial(weights.find, args.weights)]
+    paths = world.shared(lambda: list(dict.fromkeys(one() for one in find)))
     names = runs.names([path.parent if path.name == "last.pt" else path for path in paths])
     results: list[Evaluation] = []
     all_figures: list[dict[str, Any]] = []
     first = None
     for path, name in zip(paths, names, strict=True):
-        print(("\n" if results else "") + f"checkpoint: {path}{'' if args.checkpoints else ' (the newest run)'}")
+        print(("\n" if results else "") + f"checkpoint: {path}{' (the newest run)' if newest else ''}")
         subject = world.shared(partial(trained.load, path))
         config, net = subject.task.config, subject.net
         first = first or subject
@@ -217,8 +224,7 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
             )
         refuse_foreign(args, config.task, path)
         print(
-            f"model: {config.arch}{', plain' if config.plain else ''}, {config.stem} stem: "
-            f"{count_parameters(net):,} parameters, epoch {subject.epoch}"
+            f"model: {config.network}, {config.stem} stem: {count_parameters(net):,} parameters, epoch {subject.epoch}"
         )
         places = {"data": args.data, "data_dir": args.data_dir, "cache_dir": args.cache_dir}
         dataset = None if args.images else world.in_turn(partial(trained.load_data, subject, split, **places))
@@ -234,7 +240,7 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
         net.to(where.device, memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
         if dataset is None:
             return answer(args, subject, where)
-        folder = Path(args.out) if args.out else path.parent
+        folder = Path(args.out or ("" if path.parent == weights.FOLDER else path.parent))
         if args.out and len(paths) > 1:  # a folder each
             folder /= name.strip("/").replace("/", "-")
         prefix = "" if path.stem == "last" else f"{path.stem}-"

@@ -272,7 +272,7 @@ if __name__ == "__main__":
     setup(
         version=re.search(r'__version__ = "(.+)"', Path("resnet_min/__init__.py").read_text()).group(1),
         packages=find_packages(include=["resnet_min", "resnet_min.*"]),  # and not tests/ or tools/
-        package_data={"resnet_min": ["py.typed"]},
+        package_data={"resnet_min": ["py.typed"], "resnet_min.weights": ["*.pt", "*.json"]},
         setup_requires=build_requires(sys.path + target_path()),
         install_requires=[
             f"torch>={MINIMUM_TORCH}",

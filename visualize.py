@@ -8,6 +8,7 @@
     python visualize.py --layer all --what reconstruct --image 7            the reverse ResNet, from every depth
     python visualize.py --layer layer3 --what gradcam --image 7 --class cat
     python visualize.py --image cat.jpg                         what it predicts: classes, or a crowd's density
+    python visualize.py --weights cifar10 --image cat.jpg       of trained weights that come with the package, if any do
     python visualize.py --list-layers           the names that --layer takes, output shapes, receptive fields
     python visualize.py --curves runs/resnet18-digits-1 runs/resnet18-plain-digits-1
 
@@ -43,6 +44,9 @@ def get_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("checkpoint", nargs="?", metavar="CKPT", help="checkpoint or run folder (default: newest run)")
+    parser.add_argument(
+        "--weights", metavar="NAME", help="trained weights that come with the package instead: cifar10, …"
+    )
     main = parser.add_mutually_exclusive_group()
     main.add_argument("--layer", metavar="NAME", help="the layer to look at; all: the stem and every stage")
     main.add_argument("--list-layers", action="store_true", help="print the layers' names and output shapes")
@@ -71,7 +75,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--cache-dir", help="cache for decoded images (default: the run's own)")
     parser.add_argument(
         "--out", metavar="FILE", help="picture to write: .png, .pdf or .svg "
-        "(default: WHAT-LAYER.png beside the checkpoint; curves.png or steps.png here)",
+        "(default: WHAT-LAYER.png beside the checkpoint, of --weights here; curves.png or steps.png here)",
     )  # fmt: skip
     return parser
 
@@ -94,10 +98,12 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("one of --layer, --list-layers, --curves and --image is needed")
     if args.curves and args.checkpoint is not None:
         parser.error("name runs after --curves, not before it")
+    if args.weights is not None and (args.curves or args.checkpoint is not None):
+        parser.error("--weights takes the place of CKPT, and --curves needs neither")
     if args.steps and not args.curves:
         parser.error("--steps goes with --curves")
 
-    from resnet_min import tasks
+    from resnet_min import tasks, weights
     from resnet_min.data.decode import conversion
     from resnet_min.model import backbone_of
     from resnet_min.runs import folder as run
@@ -117,15 +123,16 @@ def main(argv: list[str] | None = None) -> None:
             figures.curves(runs, picture, tasks.figure_of(row for rows in logs for row in rows))
         return print(f"curves: {picture}")
 
-    path = checkpoint.find(args.checkpoint)
-    print(f"checkpoint: {path}{' (the newest run)' if args.checkpoint is None else ''}")
+    path = checkpoint.find(args.checkpoint) if args.weights is None else weights.find(args.weights)
+    print(f"checkpoint: {path}{' (the newest run)' if args.weights is args.checkpoint is None else ''}")
     subject = trained.load(path)
     task, net, model = subject.task, subject.net, backbone_of(subject.net)
     if args.list_layers:
         return print(*layers.table(model, task.config.input_size), sep="\n")
     channel = "" if args.channel is None else f"-{args.channel}"
     stem = f"prediction-{Path(args.image).stem}" if answer else f"{what}-{args.layer}{channel}"
-    picture = Path(args.out) if args.out else path.parent / f"{stem}.png"
+    beside = Path() if path.parent == weights.FOLDER else path.parent
+    picture = Path(args.out) if args.out else beside / f"{stem}.png"
     if args.layer and what == "filters":
         cut = pictures.filters(layers.convolution(model, args.layer).weight.detach().float(), picture, layer=args.layer)
         return print(*[f"shown: {cut}"] * bool(cut), f"filters: {picture}", sep="\n")

@@ -108,6 +108,11 @@ class Config:
         None, "minutes between checkpoints within an epoch (default: only after each epoch)", type=float
     )
     cuda_graph: bool = option(False, "on a GPU, record the training step as one CUDA graph")
+    # The last field, since its name hides the function that makes them.
+    option: str | None = option(
+        None, "shortcuts of resnet20 to resnet110 where sizes differ: A pads with zeros, B projects (default: A)",
+        choices=("A", "B"),
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):  # JSON has lists; a Config has tuples
@@ -117,7 +122,7 @@ class Config:
             if not _fits(value, item):
                 raise UserError(f"{flag(item.name)} is {KINDS[_kind(item)]}; got {ascii(value):.80}")
             choices = item.metadata["choices"]
-            if choices and value not in choices:
+            if choices and value not in (item.default, *choices):
                 raise UserError(f"{flag(item.name)} is one of {', '.join(choices)}; got {value!r:.80}")
         if self.arch not in ARCHS:
             raise UserError(
@@ -151,6 +156,11 @@ class Config:
             raise UserError("--nesterov needs --optimizer sgd and a --momentum above 0; --no-nesterov drops it")
         if list(self.milestones) != sorted(set(self.milestones)) or any(m <= 0 for m in self.milestones):
             raise UserError(f"--milestones must be positive and increasing; got {shown(self.milestones)}")
+
+    @property
+    def network(self) -> str:
+        """The network's name, with what was changed about its shortcuts: "resnet20", "resnet20, option B"."""
+        return f"{self.arch}{', plain' * self.plain}{f', option {self.option}' if self.option else ''}"
 
     def check_at_least(self, least: int, *names: str) -> None:
         """Raise UserError where one of these options is given and below `least`."""

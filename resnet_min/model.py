@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import kernels, ops
+from . import weights as packaged
 from .config import ARCHS, did_you_mean
 from .errors import UserError
 
@@ -47,7 +48,7 @@ def bn_add_relu(x: Tensor, bn: nn.Module, relu: nn.Module | None = None, residua
 
 
 class Projection(nn.Sequential):
-    """1×1 convolution and bn: the shortcut where input and output differ in size."""
+    """Option B of He et al., section 3.3: 1×1 convolution and bn where input and output differ in size."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__(conv1x1(inputs, outputs, stride), nn.BatchNorm2d(outputs))
@@ -79,13 +80,13 @@ class Block(nn.Module):
     expansion: int
     depth: int
 
-    def __init__(self, inputs: int, width: int, stride: int, plain: bool, shortcut: str) -> None:
+    def __init__(self, inputs: int, width: int, stride: int, plain: bool, option: str) -> None:
         super().__init__()
         outputs = width * self.expansion
         self.plain = plain
         self.downsample: nn.Module | None = None
         if not plain and (stride != 1 or inputs != outputs):
-            self.downsample = (PadShortcut if shortcut == "pad" else Projection)(inputs, outputs, stride)
+            self.downsample = (PadShortcut if option == "A" else Projection)(inputs, outputs, stride)
 
     def layers(self) -> list[tuple[nn.Conv2d, nn.BatchNorm2d, nn.ReLU]]:
         """The block's (conv, bn, relu), first to last."""
@@ -106,8 +107,8 @@ class BasicBlock(Block):
 
     expansion, depth = 1, 2
 
-    def __init__(self, inputs: int, width: int, stride: int, plain: bool, shortcut: str) -> None:
-        super().__init__(inputs, width, stride, plain, shortcut)
+    def __init__(self, inputs: int, width: int, stride: int, plain: bool, option: str) -> None:
+        super().__init__(inputs, width, stride, plain, option)
         self.conv1, self.bn1, self.relu1 = conv3x3(inputs, width, stride), nn.BatchNorm2d(width), nn.ReLU()
         self.conv2, self.bn2, self.relu2 = conv3x3(width, width), nn.BatchNorm2d(width), nn.ReLU()
 
@@ -117,26 +118,26 @@ class Bottleneck(Block):
 
     expansion, depth = 4, 3
 
-    def __init__(self, inputs: int, width: int, stride: int, plain: bool, shortcut: str) -> None:
-        super().__init__(inputs, width, stride, plain, shortcut)
+    def __init__(self, inputs: int, width: int, stride: int, plain: bool, option: str) -> None:
+        super().__init__(inputs, width, stride, plain, option)
         outputs = width * self.expansion
         self.conv1, self.bn1, self.relu1 = conv1x1(inputs, width), nn.BatchNorm2d(width), nn.ReLU()
         self.conv2, self.bn2, self.relu2 = conv3x3(width, width, stride), nn.BatchNorm2d(width), nn.ReLU()
         self.conv3, self.bn3, self.relu3 = conv1x1(width, outputs), nn.BatchNorm2d(outputs), nn.ReLU()
 
 
-#      arch          block       blocks          widths               shortcut
+#      arch          block       blocks          widths               option
 ARCH: dict[str, tuple[type[Block], tuple[int, ...], tuple[int, ...], str]] = {
-    "resnet18": (BasicBlock, (2, 2, 2, 2), (64, 128, 256, 512), "conv"),
-    "resnet34": (BasicBlock, (3, 4, 6, 3), (64, 128, 256, 512), "conv"),
-    "resnet50": (Bottleneck, (3, 4, 6, 3), (64, 128, 256, 512), "conv"),
-    "resnet101": (Bottleneck, (3, 4, 23, 3), (64, 128, 256, 512), "conv"),
-    "resnet152": (Bottleneck, (3, 8, 36, 3), (64, 128, 256, 512), "conv"),
-    "resnet20": (BasicBlock, (3, 3, 3), (16, 32, 64), "pad"),
-    "resnet32": (BasicBlock, (5, 5, 5), (16, 32, 64), "pad"),
-    "resnet44": (BasicBlock, (7, 7, 7), (16, 32, 64), "pad"),
-    "resnet56": (BasicBlock, (9, 9, 9), (16, 32, 64), "pad"),
-    "resnet110": (BasicBlock, (18, 18, 18), (16, 32, 64), "pad"),
+    "resnet18": (BasicBlock, (2, 2, 2, 2), (64, 128, 256, 512), "B"),
+    "resnet34": (BasicBlock, (3, 4, 6, 3), (64, 128, 256, 512), "B"),
+    "resnet50": (Bottleneck, (3, 4, 6, 3), (64, 128, 256, 512), "B"),
+    "resnet101": (Bottleneck, (3, 4, 23, 3), (64, 128, 256, 512), "B"),
+    "resnet152": (Bottleneck, (3, 8, 36, 3), (64, 128, 256, 512), "B"),
+    "resnet20": (BasicBlock, (3, 3, 3), (16, 32, 64), "A"),
+    "resnet32": (BasicBlock, (5, 5, 5), (16, 32, 64), "A"),
+    "resnet44": (BasicBlock, (7, 7, 7), (16, 32, 64), "A"),
+    "resnet56": (BasicBlock, (9, 9, 9), (16, 32, 64), "A"),
+    "resnet110": (BasicBlock, (18, 18, 18), (16, 32, 64), "A"),
 }
 assert tuple(ARCH) == ARCHS
 MOST = 65_536  # blocks of a stage, channels, pixels of a stride
@@ -193,7 +194,7 @@ class ResNet(Classifier, nn.Module):
         num_classes: int,
         stem: str,
         plain: bool,
-        shortcut: str,
+        option: str,
         dropout: float,
     ) -> None:
         super().__init__()
@@ -209,7 +210,7 @@ class ResNet(Classifier, nn.Module):
         for stage, (count, width, stride) in enumerate(zip(blocks, widths, strides, strict=True), start=1):
             stack = []
             for index in range(count):
-                stack.append(block(channels, width, stride if index == 0 else 1, plain, shortcut))
+                stack.append(block(channels, width, stride if index == 0 else 1, plain, option))
                 channels = width * block.expansion
             self.add_module(f"layer{stage}", nn.Sequential(*stack))
         self.avgpool = nn.AdaptiveAvgPool2d(1)
@@ -246,13 +247,18 @@ def resnet(
     blocks: Sequence[int] | None = None,
     widths: Sequence[int] | None = None,
     strides: Sequence[int] | None = None,
+    option: str | None = None,
     dropout: float = 0.0,
+    weights: str | None = None,
 ) -> ResNet:
-    """A ResNet by name: resnet18/34/50/101/152, or the paper's CIFAR nets resnet20/32/44/56/110 (option A shortcuts).
+    """A ResNet by name: resnet18/34/50/101/152, or the paper's CIFAR nets resnet20/32/44/56/110.
 
     stem: "cifar" (3×3 stride 1), "imagenet" (7×7 stride 2, max-pool), "cifar-pool" (3×3 stride 1, max-pool).
     plain: the same convolutions without shortcuts (and so without projections).
     blocks, widths, strides: one number a stage, instead of the arch's own; strides default to 1, 2, 2, ….
+    option: the CIFAR nets' shortcuts where sizes differ: "A" (padded with zeros; their own) or "B" (projections).
+    weights: trained ones that come with the package, such as "cifar10", for the arch as it is; the net is in eval mode.
+
     Raises UserError for an unknown name or numbers that do not fit together.
 
     >>> sum(p.numel() for p in resnet("resnet18").parameters())
@@ -262,7 +268,18 @@ def resnet(
         raise UserError(f"unknown arch {arch!r}{did_you_mean(arch, ARCH)}; known: {', '.join(ARCH)}")
     if stem not in ("cifar", "imagenet", "cifar-pool"):
         raise UserError(f"unknown stem {stem!r}; known: cifar, imagenet, cifar-pool")
-    block, own_blocks, own_widths, shortcut = ARCH[arch]
+    if weights is not None and (stem != "cifar" or any((plain, blocks, widths, strides, option))):
+        raise UserError(
+            f"weights {weights!r} are for {arch} as it is: without stem, plain, blocks, widths, strides and option"
+        )
+    block, own_blocks, own_widths, own_option = ARCH[arch]
+    if option not in (None, "A", "B"):
+        raise UserError(f"unknown option {option!r}; known: A (padding), B (projections)")
+    if option and plain:
+        raise UserError(f"option {option} says which shortcuts, and a plain network has none: leave one of them out")
+    if option == "A" and own_option == "B":
+        raise UserError(f"option A is of the paper's CIFAR nets (resnet20, …); the shortcuts of {arch} are option B")
+    option = option or own_option
     blocks, widths = tuple(blocks or own_blocks), tuple(widths or own_widths)
     strides = tuple(strides or (1, *(2,) * (len(blocks) - 1)))
     if not len(blocks) == len(widths) == len(strides):
@@ -273,12 +290,15 @@ def resnet(
         raise UserError(
             f"blocks, widths and strides must be positive and at most {MOST:,}; got {blocks}, {widths}, {strides}"
         )
-    if shortcut == "pad" and list(widths) != sorted(widths):
+    if option == "A" and list(widths) != sorted(widths):
         raise UserError(f"{arch}'s zero-padded shortcuts cannot drop channels; got widths {widths}")
-    return ResNet(
+    net = ResNet(
         block, blocks, widths, strides,
-        num_classes=num_classes, stem=stem, plain=plain, shortcut=shortcut, dropout=dropout,
+        num_classes=num_classes, stem=stem, plain=plain, option=option, dropout=dropout,
     )  # fmt: skip
+    if weights is not None:
+        packaged.fill(net, weights, arch)
+    return net
 
 
 def backbone_of(net: nn.Module) -> ResNet:

@@ -113,8 +113,8 @@ def training(draw):
         )  # fmt: skip
         flags += draw(one([], [], ["--freeze", "first-last", "--freeze-bn"], ["--freeze-children", "3"]))
     flags += some(
-        draw, ["--plain"], ["--stem", one("cifar", "imagenet", "cifar-pool")], ["--flip", SHARES],
-        ["--seed", ints(-5, 5)],
+        draw, draw(one(["--plain"], ["--option", "B"])), ["--stem", one("cifar", "imagenet", "cifar-pool")],
+        ["--flip", SHARES], ["--seed", ints(-5, 5)],
         ["--lr", one("0.1", "1e-3")], ["--wd", one("0", "1e-2")], ["--amp", one("auto", "off")], ["--no-channels-last"],
         ["--kernels", one("auto", "reference")], ["--deterministic"], ["--device", "cpu"], ["--std", "1", "1", "0.5"],
         ["--cache-dir", "cache"], ["--split-seed", ints(-3, 3)],
@@ -134,9 +134,7 @@ def evaluation(draw):
     if run == "runs/c":
         return "eval", flags + some(draw, ["--worst", ints(1, 2)])
     flags = some(draw, ["runs/b"]) + flags + some(draw, ["--tta", "flip"], ["--data", "folder"])
-    return "eval", flags + draw(
-        one([], [], [], ["--confusion"], ["--roc"], ["--reliability"], ["--worst", "3"], ["runs/b"])
-    )
+    return "eval", flags + draw(one([], [], [], ["--confusion"], ["--roc"], ["--reliability"], ["--worst", "3"]))
 
 
 @st.composite

@@ -8,7 +8,20 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # A room imports from itself and from those after it. Among the modules of the package's own folder, `model` and `ops`
 # have a place in the order; the others are everybody's.
-ORDER = ("scripts", "tools", "runs", "tasks", "viz", "inference", "training", "model", "data", "ops", "kernels")
+ORDER = (
+    "scripts",
+    "tools",
+    "runs",
+    "tasks",
+    "viz",
+    "inference",
+    "training",
+    "model",
+    "weights",
+    "data",
+    "ops",
+    "kernels",
+)
 EVERYBODYS = ("", "config", "errors", "files", "recipes")
 FILES = [*ROOT.glob("*.py"), *(ROOT / "tools").rglob("*.py"), *(ROOT / "resnet_min").rglob("*.py")]
 

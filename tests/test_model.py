@@ -5,7 +5,7 @@ from torch import nn
 
 import resnet_min
 from resnet_min.errors import UserError
-from resnet_min.model import ARCH, Block, count_macs, count_parameters, resnet
+from resnet_min.model import ARCH, Block, Projection, count_macs, count_parameters, resnet
 
 # 10 classes: (CIFAR stem, ImageNet stem, plain with the CIFAR stem).
 PARAMETERS = {
@@ -74,6 +74,15 @@ def test_option_a_shortcut_is_strided_identity_and_zeros():
     assert torch.equal(out[:, :16], x[:, :, ::2, ::2]) and not out[:, 16:].any()
 
 
+def test_option_b_shortcut_is_a_projection():
+    net = resnet_min.resnet20(option="B")
+    assert count_parameters(net) == 269_722 + 16 * 32 + 2 * 32 + 32 * 64 + 2 * 64
+    assert isinstance(net.layer3[0].downsample, Projection) and net.layer3[1].downsample is None
+    own = {arch: resnet(arch, option=option) for arch, option in (("resnet20", "A"), ("resnet18", "B"))}
+    assert all(own[arch].state_dict().keys() == resnet(arch).state_dict().keys() for arch in own)
+    assert count_parameters(resnet("resnet20", option="B", widths=(32, 16, 8))) > 0  # a projection may drop channels
+
+
 @pytest.mark.parametrize(("stem", "side"), [("cifar", 4), ("imagenet", 1), ("cifar-pool", 2)])
 def test_stems_and_strides(stem, side):
     assert resnet("resnet18", stem=stem).eval().features(torch.zeros(1, 3, 32, 32)).shape == (1, 512, side, side)
@@ -116,6 +125,9 @@ def test_macs_of_resnet18():
         ({"arch": "resnet18", "blocks": (2, 2)}, "one number a stage"),
         ({"arch": "resnet18", "strides": (1, 0, 2, 2)}, "positive"),
         ({"arch": "resnet20", "widths": (32, 16, 8)}, "cannot drop channels"),
+        ({"arch": "resnet20", "option": "C"}, "unknown option 'C'; known: A"),
+        ({"arch": "resnet20", "option": "B", "plain": True}, "a plain network has none"),
+        ({"arch": "resnet18", "option": "A"}, "the shortcuts of resnet18 are option B"),
     ],
 )
 def test_what_does_not_fit_is_refused(options, says):

@@ -34,6 +34,8 @@ def test_a_wheel_has_every_module(tmp_path):
         shutil.copytree(
             ROOT / name, source / name, ignore=shutil.ignore_patterns("*.so", "_build.json", "__pycache__", "build")
         )
+    (source / "resnet_min" / "weights" / "resnet20-any.pt").write_bytes(b"weights")
+    (source / "resnet_min" / "weights" / "resnet20-any.json").write_text("{}")
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     environment = {**os.environ, "CXX": "no-compiler"}
@@ -57,4 +59,7 @@ def test_a_wheel_has_every_module(tmp_path):
     assert said["metadata"]["Name"] == "resnet-min" and said["metadata"]["License-Expression"] == "BSD-3-Clause"
     assert {"torch>=2.11", "scipy", 'pytest; extra == "test"'} <= set(said["requires"])
     assert (target / "resnet_min" / "py.typed").exists()
+    packaged = {path.name for path in (target / "resnet_min" / "weights").iterdir()}
+    assert packaged >= {path.name for path in (ROOT / "resnet_min" / "weights").iterdir()} - {"__pycache__"}
+    assert packaged >= {"resnet20-any.pt", "resnet20-any.json"}
     assert {path.name for path in target.iterdir() if path.suffix != ".dist-info"} == {"resnet_min"}  # no tests, tools

@@ -42,7 +42,7 @@ def find(data: str, data_dir: Path, needed: Collection[str] = NEEDED) -> Source:
     """
     if data == "digits":
         return Source("digits", "digits", None, "", _read_digits)
-    return _cifar(data, data_dir) if data in CIFAR else _image_folder(data, needed)
+    return _cifar(data, data_dir, needed) if data in CIFAR else _image_folder(data, needed)
 
 
 def resolve_auto(data: str, data_dir: str | os.PathLike) -> str:
@@ -71,10 +71,11 @@ def _read_digits():
     return tuple("0123456789"), {"train": (pictures[train], labels[train]), "test": (pictures[test], labels[test])}
 
 
-def _cifar(name: str, data_dir: Path) -> Source:
+def _cifar(name: str, data_dir: Path, needed: Collection[str]) -> Source:
     folder = data_dir / CIFAR[name]
-    if not folder.is_dir():
-        _download(name, data_dir, folder)
+    if not folder.is_dir() and (why := _download(name, data_dir, folder)):
+        instead = "use --data digits, which needs no download" if "train" in needed else "take a picture of your own"
+        raise UserError(f"{_absent(name, data_dir, why)}; or {instead}")
 
     def read():
         from torchvision import datasets
@@ -89,8 +90,8 @@ def _cifar(name: str, data_dir: Path) -> Source:
     return Source(name, name, folder, stamp_of(("", entry) for entry in list_files(folder)), read)
 
 
-def _download(name: str, data_dir: Path, folder: Path) -> None:
-    """Download into a temporary folder, and move it into place once torchvision has verified it."""
+def _download(name: str, data_dir: Path, folder: Path) -> str | None:
+    """Download into a temporary folder, and move it into place once torchvision has verified it; or say why not."""
     from torchvision import datasets
 
     kind = getattr(datasets, name.upper())
@@ -103,10 +104,9 @@ def _download(name: str, data_dir: Path, folder: Path) -> None:
                 with downloading():
                     kind(temporary, download=True)
                 os.replace(Path(temporary) / CIFAR[name], folder)
-            return
         except Exception as error:  # urllib, tarfile and torchvision each have their own
             why = str(error)
-    raise UserError(f"{_absent(name, data_dir, why)}; or use --data digits, which needs no download")
+    return why
 
 
 def _absent(name: str, data_dir: str | os.PathLike, why: str) -> str:

@@ -173,7 +173,7 @@ def announce(job: Job) -> Iterator[str]:
     height, width = job.batches.size
     macs = count_macs(net, job.batches.size) / 1e6
     yield (
-        f"model: {config.arch}{', plain' if config.plain else ''}, {config.stem} stem: {total:,} parameters "
+        f"model: {config.network}, {config.stem} stem: {total:,} parameters "
         f"({total - trained:,} frozen), {macs:,.1f}M MACs for an image of {height}x{width}"
     )
     yield f"data: {config.data}: {job.dataset.summary()}"

@@ -27,15 +27,16 @@ def load(
 ) -> ResNet:
     """A trained ResNet in eval mode, on the CPU, whose `predict` takes pixels.
 
-    source     a run's folder, a checkpoint of ours, or a state_dict with torchvision's names, as a file or a dict
-    arch       of a state_dict, which does not say it: resnet18, …. Its stem is ImageNet's where the first convolution
-               is 7×7, otherwise CIFAR's, and it has as many classes as fc has rows.
+    source     a run's folder, a checkpoint of ours, or weights as training/foreign.py lists them, as a file or a dict
+    arch       of weights, which do not say it: resnet18, …. Their stem is ImageNet's where the first convolution is
+               7×7, otherwise CIFAR's; there are as many classes as fc has rows; resnet20's shortcuts and their like
+               are option B where there are weights for them.
     classes    their names, instead of those in the checkpoint
-    mean, std  of the normalisation, 3 numbers each where white is 1, instead of the checkpoint's. A state_dict says
+    mean, std  of the normalisation, 3 numbers each where white is 1, instead of the checkpoint's. Others' weights say
                none; without them its `predict` raises ValueError, and `forward` takes images you normalised.
 
-    A checkpoint says the size of its images too; a state_dict's are made 224×224 (a 7×7 stem) or 32×32. What `predict`
-    does to an image is in the net's `preprocessing`, which may be replaced.
+    A checkpoint says the size of its images too; for others' weights they are made 224×224 (a 7×7 stem) or 32×32. What
+    `predict` does to an image is in the net's `preprocessing`, which may be replaced.
 
     Raises ValueError (UserError) for what cannot be read, weights of another architecture, a net that does not tell
     classes, and classes, mean or std that do not fit.
@@ -74,8 +75,9 @@ def from_state_dict(weights: dict[str, Tensor], arch: str | None, source: str) -
     if arch is None:
         raise UserError(f'{source} does not say of which network it is: give its arch, as in load(…, "resnet18")')
     first, last = weights.get("conv1.weight"), weights.get("fc.weight")
-    if first is None or first.dim() != 4 or last is None or last.dim() != 2:
+    if first is None or first.dim() != 4 or last is None or last.dim() != 2 or not last.numel():
         raise UserError(f"{source} has no conv1.weight and fc.weight such as a ResNet has; wanted torchvision's names")
-    net = resnet(arch, len(last), "imagenet" if first.shape[2] == 7 else "cifar")
+    stem = "imagenet" if first.shape[2] == 7 else "cifar"
+    net = resnet(arch, len(last), stem, option="B" if any(".downsample." in name for name in weights) else None)
     transfer.fill(net, weights, source)
     return net.eval().to(memory_format=torch.channels_last)

@@ -159,7 +159,8 @@ def backbone(config: TaskConfig, num_classes: int, dropout: float = 0.0) -> ResN
     """The ResNet that the options describe, newly drawn."""
     return resnet(
         config.arch, num_classes, config.stem, config.plain,
-        blocks=config.blocks, widths=config.widths, strides=config.strides, dropout=dropout,
+        blocks=config.blocks, widths=config.widths, strides=config.strides, option=config.option,
+        dropout=dropout,
     )  # fmt: skip
 
 

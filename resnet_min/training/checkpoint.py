@@ -17,6 +17,7 @@ What is read may be damaged, or a stranger's: validate.py says what is refused, 
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import platform
 import warnings
@@ -142,8 +143,9 @@ def read(path: Path) -> Any:
     """What torch.save wrote, on the CPU; no code in the file is run. Raises UserError where it cannot be read."""
     validate.check_file(path)
     try:
-        with warnings.catch_warnings():  # on what kind of pickle it is
-            warnings.simplefilter("ignore")
+        # torchvision's and timm's training scripts save their options, an object without code, beside the weights.
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+            warnings.simplefilter("ignore")  # on what kind of pickle it is
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # anything may be in a damaged file, and torch's reader has no kind of its own
         why = (str(error).splitlines() or [type(error).__name__])[0]

@@ -13,7 +13,7 @@ from ..config import Config
 from ..data.download import downloading, unreachable
 from ..errors import UserError
 from ..model import ResNet, backbone_of
-from . import checkpoint
+from . import checkpoint, foreign, validate
 
 MAY_DIFFER = ("conv1.weight", "fc.weight", "fc.bias")  # another stem, another number of classes
 
@@ -21,9 +21,9 @@ MAY_DIFFER = ("conv1.weight", "fc.weight", "fc.bias")  # another stem, another n
 def load_pretrained(net: nn.Module, source: str, arch: str) -> list[str]:
     """Fill the ResNet that `net` is or holds with the weights of `source`; the names of those it has in another shape.
 
-    source: "imagenet", torchvision's for `arch`; or a file: a state_dict with torchvision's names, or a checkpoint or
-    run of ours. Only the first convolution and fc may be of another shape, and stay as they were drawn. A ResNet
-    without an fc, as an encoder is, may also have fewer stages.
+    source: "imagenet", torchvision's for `arch`; or a checkpoint or run of ours, or a file such as foreign.py lists.
+    Only the first convolution and fc may be of another shape, and stay as they were drawn. A ResNet without an fc, as
+    an encoder is, may also have fewer stages.
     Raises UserError where the weights cannot be had, or are another architecture's.
     """
     weights = imagenet(arch) if source == "imagenet" else weights_in(checkpoint.read(checkpoint.find(source)), source)
@@ -80,16 +80,14 @@ def imagenet(arch: str) -> dict[str, Tensor]:
 
 
 def weights_in(content: Any, path: str | Path) -> dict[str, Tensor]:
-    """The weights in what `path` held, ours or another's, by torchvision's names: a state_dict, or one as "model".
+    """The weights in what `path` held, ours or another's (see foreign.py), by torchvision's names.
 
-    Raises UserError where there are none.
+    Raises UserError where there are none, or they are of a network that begins otherwise.
     """
-    weights = content.get("model", content) if isinstance(content, dict) else {}
-    if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise UserError(
-            f"{path} holds no weights: wanted a state_dict with torchvision's names, or a resnet_min checkpoint"
-        )
-    return weights
+    weights = foreign.unwrapped(content)
+    if not weights or not validate.is_by_name(weights, lambda value: isinstance(value, Tensor)):
+        raise UserError(f"{path} holds no weights: wanted a resnet_min checkpoint, or a state_dict of tensors by name")
+    return foreign.as_ours(weights, path)
 
 
 def freeze(net: nn.Module, config: Config, epoch: int) -> None:

@@ -5,7 +5,8 @@ and 100 bytes for each of its pickle's:
 
     check_file     before it is loaded: a zip archive as torch.save writes it, with nothing compressed, nothing there
                    twice and every checksum right. A pickle in it has at most MOST_PICKLE bytes, and makes nothing but
-                   tensors and plain values. (Files of torch before 1.6 are no archives: of them, the pickle alone.)
+                   tensors, plain values and argparse's options. (Files of torch before 1.6 are no archives: of them,
+                   the pickle alone.)
     check_content  once it is loaded: at most MOST_VALUES values, MOST_DEPTH deep; every tensor is dense and of real
                    numbers, and no two share memory
     check_form     of a checkpoint of ours: every entry is of the kind that FORM says, and all are what was saved
@@ -37,9 +38,9 @@ MOST_VALUES = 1_000_000
 MOST_DEPTH = 8  # a checkpoint's are 5 deep
 MOST_NAME = 1000  # characters of a class name
 DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8, torch.int32, torch.int64}
-GLOBALS = re.compile(  # what a pickle may name: types, and what makes tensors and dictionaries
-    r"collections OrderedDict|torch\._utils _rebuild_(tensor|tensor_v2|parameter)|torch (Size|device)"
-    r"|torch \w+Storage|torch (bfloat|float|uint|int)\d+|torch bool"
+GLOBALS = re.compile(  # what a pickle may name: types, and what makes tensors, dictionaries and others' options
+    r"collections OrderedDict|argparse Namespace|torch\._utils _rebuild_(tensor|tensor_v2|parameter)"
+    r"|torch (Size|device|\w+Storage|bool)|torch (bfloat|float|uint|int)\d+"
 )
 CALLS = {"STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"}  # other ways to name them, which torch.save never takes
 SIGNATURE = b"PK\3\4"  # that a zip archive begins with

@@ -71,11 +71,17 @@ def assert_same_logits(fused, net, x):
 # Not the deepest plain nets: newly drawn, they make a rounding as large as the logits.
 @pytest.mark.parametrize("stem", ["cifar", "imagenet", "cifar-pool"])
 @pytest.mark.parametrize(
-    "arch, plain", [*((arch, False) for arch in ARCH), ("resnet18", True), ("resnet50", True), ("resnet20", True)]
+    "arch, options",
+    [
+        *((arch, {}) for arch in ARCH),
+        *((arch, {"plain": True}) for arch in ("resnet18", "resnet50", "resnet20")),
+        ("resnet20", {"option": "B"}),
+    ],
+    ids=str,
 )
-def test_every_net_of_ours(arch, stem, plain):
+def test_every_net_of_ours(arch, stem, options):
     size = 32 if stem == "cifar" else 64  # maps of one pixel have no statistics to speak of
-    net, x = narrow(arch, size, stem=stem, plain=plain, dropout=0.5).double(), images(size=size).double()
+    net, x = narrow(arch, size, stem=stem, dropout=0.5, **options).double(), images(size=size).double()
     with torch.no_grad():
         torch.testing.assert_close(fuse(net)(x), net(x), rtol=1e-6, atol=1e-6)
 

@@ -102,8 +102,7 @@ class Classify(Task):
         )
         if options.tta and config.flip == 0:
             print("note: this network was trained without flips and has never seen mirror images")
-        name = f"{config.arch}{', plain' if config.plain else ''} on {dataset.name}"
-        title = f"{name}: {found.accuracy:.2f}% of {total:,} {split} images right"
+        title = f"{config.network} on {dataset.name}: {found.accuracy:.2f}% of {total:,} {split} images right"
         if where.world.first:
             pictures.draw(found, images, logits, picture_of, options, title)
         figures = {"tta": options.tta, "loss": loss, "parameters": count_parameters(net), "macs": macs}
