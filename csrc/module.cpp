@@ -40,5 +40,5 @@ pybind11::dict build_info() {
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("build_info", &build_info, "torch, CUDA (or None), architectures (or None) and compiler it was built with.");
-  m.attr("winograd_channels") = resnet_min::kSlab;
+  m.attr("winograd_channels") = resnet_min::kChannels;
 }

@@ -12,7 +12,7 @@ RESNET_MIN_TARGET inline V load(const float* from) {
 
 RESNET_MIN_TARGET inline void store(V v, float* to) { __builtin_memcpy(to, &v, sizeof v); }
 
-// ---- transforms of four (or three, or two) values in a row; T[i][j] is done as rows, then columns ----
+// ---- transforms of four (or three, or two) values in a row ----
 
 struct OfInput {  // B^T d
   static constexpr int from = 4, to = 4;
@@ -59,65 +59,152 @@ struct OfWeightGradient {  // G^T u
   }
 };
 
-template <typename T>
-RESNET_MIN_TARGET inline void both_ways(const V (&d)[T::from][T::from], V (&r)[T::to][T::to]) {
-  V half[T::from][T::to];
-#pragma GCC unroll 4
-  for (int i = 0; i < T::from; ++i) T::apply(d[i], half[i]);
-#pragma GCC unroll 4
-  for (int j = 0; j < T::to; ++j) {
-    V column[T::from], result[T::to];
-#pragma GCC unroll 4
-    for (int i = 0; i < T::from; ++i) column[i] = half[i][j];
-    T::apply(column, result);
-#pragma GCC unroll 4
-    for (int i = 0; i < T::to; ++i) r[i][j] = result[i];
+// ---- a row of tiles: first each column of pixels, then each tile's row of columns ----
+
+// Known here, channels and what is made of them need no registers.
+template <typename F>
+RESNET_MIN_TARGET inline void with_channels(int64_t channels, const F& f) {
+  static_assert(kSlab == 64);
+  switch (channels) {
+    case 16:
+      return f(std::integral_constant<int64_t, 16>());
+    case 32:
+      return f(std::integral_constant<int64_t, 32>());
+    case 48:
+      return f(std::integral_constant<int64_t, 48>());
+    default:
+      return f(std::integral_constant<int64_t, 64>());
   }
 }
 
-// From the `channels` values at each pixel to those at each point, or from points to taps.
-template <typename T>
-RESNET_MIN_TARGET void transform(const float* const* from, float* to, int64_t stride, int64_t channels) {
-  for (int64_t c = 0; c < channels; c += kLanes) {
-    V d[T::from][T::from], r[T::to][T::to];
-#pragma GCC unroll 16
-    for (int i = 0; i < T::from * T::from; ++i) d[i / T::from][i % T::from] = load(from[i] + c);
-    both_ways<T>(d, r);
-#pragma GCC unroll 16
-    for (int i = 0; i < T::to * T::to; ++i) store(r[i / T::to][i % T::to], to + i * stride + c);
+// From rows of pixels to the points of `count` adjacent tiles. A column's values are worked out once for both tiles
+// that it is part of.
+template <typename T, int64_t channels>
+RESNET_MIN_TARGET void transform_row(const TileRow& tiles, float* half, float* to) {
+  const TileRow r = tiles;  // of our own: no store through a pointer can change it
+  const int64_t end = r.left + 2 * r.count + T::from - 2;
+  float* column = half;  // [column][row][channels]
+  const auto zeros = [&](int64_t columns) {
+    if (columns > 0) column = std::fill_n(column, columns * T::to * channels, 0.f);
+  };
+  const int64_t first = std::max<int64_t>(r.left, 0), last = std::min(end, r.width);
+  zeros(first - r.left);
+  const float* pixels[T::from];
+  for (int i = 0; i < T::from; ++i) pixels[i] = r.rows[i] + first * r.pixel[i];
+  for (int64_t x = first; x < last; ++x, column += T::to * channels) {
+#pragma GCC unroll 4
+    for (int64_t c = 0; c < channels; c += kLanes) {
+      V d[T::from], v[T::to];
+#pragma GCC unroll 4
+      for (int i = 0; i < T::from; ++i) d[i] = load(pixels[i] + c);
+      T::apply(d, v);
+#pragma GCC unroll 4
+      for (int i = 0; i < T::to; ++i) store(v[i], column + i * channels + c);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < T::from; ++i) pixels[i] += r.pixel[i];
   }
-}
-
-// From the points to the pixels of a tile of the output.
-RESNET_MIN_TARGET void transform_output(const float* from, int64_t stride, float* const* pixels, int64_t channels) {
-  for (int64_t c = 0; c < channels; c += kLanes) {
-    V m[4][4], r[2][2];
-#pragma GCC unroll 16
-    for (int i = 0; i < kPoints; ++i) m[i / 4][i % 4] = load(from + i * stride + c);
-    both_ways<OfOutput>(m, r);
-    for (int i = 0; i < 4; ++i) {
-      if (pixels[i] != nullptr) store(r[i / 2][i % 2], pixels[i] + c);
+  zeros(end - last);
+  for (int64_t t = 0; t < r.count; ++t, half += 2 * T::to * channels, to += r.tile) {
+    for (int64_t c = 0; c < channels; c += kLanes) {
+      float* point = to + c;
+#pragma GCC unroll 4
+      for (int i = 0; i < T::to; ++i) {
+        V d[T::from], v[T::to];
+#pragma GCC unroll 4
+        for (int j = 0; j < T::from; ++j) d[j] = load(half + (j * T::to + i) * channels + c);
+        T::apply(d, v);
+#pragma GCC unroll 4
+        for (int j = 0; j < T::to; ++j, point += r.point) store(v[j], point);
+      }
     }
   }
 }
 
-// ---- products: out[i][j] = (or +=) the sum over s of a[i][s] * b[s][j], for kSlab columns j ----
+template <typename T>
+RESNET_MIN_TARGET void transform(const TileRow& tiles, float* half, float* to) {
+  with_channels(tiles.channels, [&](auto channels) { transform_row<T, channels()>(tiles, half, to); });
+}
 
-template <int rows, int vectors>
+// From the points of `count` adjacent tiles to their pixels, those that are inside.
+template <int64_t channels>
+RESNET_MIN_TARGET void output_row(const float* from, int64_t stride, const PixelRow& pixel_row) {
+  const PixelRow r = pixel_row;
+  float* pixels = r.to;
+  for (int64_t t = 0; t < r.count; ++t, from += channels, pixels += 2 * r.pixel) {
+    const bool right = 2 * t + 1 < r.width;
+    for (int64_t c = 0; c < channels; c += kLanes) {
+      const float* point = from + c;
+      V row[4], total[4], difference[4];
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) {
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j, point += stride) row[j] = load(point);
+        V v[2];
+        OfOutput::apply(row, v);
+        total[i] = v[0];
+        difference[i] = v[1];
+      }
+      V v[2];
+      OfOutput::apply(total, v);
+      store(v[0], pixels + c);
+      if (r.below) store(v[1], pixels + r.row + c);
+      if (!right) continue;
+      OfOutput::apply(difference, v);
+      store(v[0], pixels + r.pixel + c);
+      if (r.below) store(v[1], pixels + r.row + r.pixel + c);
+    }
+  }
+}
+
+RESNET_MIN_TARGET void transform_output(const float* from, int64_t stride, const PixelRow& r) {
+  with_channels(r.channels, [&](auto channels) { output_row<channels()>(from, stride, r); });
+}
+
+// ---- weights: between taps [3][3] and points [4][4], each of `channels` values ----
+
+template <typename T>
+RESNET_MIN_TARGET void transform_weight(const float* const* from, float* to, int64_t stride, int64_t channels) {
+  for (int64_t c = 0; c < channels; c += kLanes) {
+    V half[T::from][T::to], r[T::to];
+#pragma GCC unroll 4
+    for (int i = 0; i < T::from; ++i) {
+      V d[T::from];
+#pragma GCC unroll 4
+      for (int j = 0; j < T::from; ++j) d[j] = load(from[i * T::from + j] + c);
+      T::apply(d, half[i]);
+    }
+#pragma GCC unroll 4
+    for (int j = 0; j < T::to; ++j) {
+      V column[T::from];
+#pragma GCC unroll 4
+      for (int i = 0; i < T::from; ++i) column[i] = half[i][j];
+      T::apply(column, r);
+#pragma GCC unroll 4
+      for (int i = 0; i < T::to; ++i) store(r[i], to + (i * T::to + j) * stride + c);
+    }
+  }
+}
+
+// ---- products: out[i][j] = (or +=) the sum over s of a[i][s] * b[s][j], for `columns` columns j ----
+
+// stride: p.a_row_stride where it is known here, or 0. Known, it needs no register for each row.
+template <int rows, int vectors, int stride = 0>
 RESNET_MIN_TARGET inline void multiply_rows(const Product& p, const float* a, const float* b, float* out) {
+  const int64_t row = stride > 0 ? stride : p.a_row_stride, a_stride = p.a_stride, b_stride = p.b_stride;
   V sum[rows][vectors] = {};
-  for (int64_t s = 0; s < p.terms; ++s, a += p.a_stride, b += p.b_stride) {
+  for (int64_t s = p.terms; s > 0; --s, a += a_stride, b += b_stride) {
     V factor[vectors];
 #pragma GCC unroll 4
     for (int j = 0; j < vectors; ++j) factor[j] = load(b + j * kLanes);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int i = 0; i < rows; ++i) {
-      const float each = a[i * p.a_row_stride];
+      const float each = a[i * row];
 #pragma GCC unroll 4
       for (int j = 0; j < vectors; ++j) sum[i][j] += factor[j] * each;
     }
   }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int i = 0; i < rows; ++i) {
 #pragma GCC unroll 4
     for (int j = 0; j < vectors; ++j) {
@@ -127,28 +214,45 @@ RESNET_MIN_TARGET inline void multiply_rows(const Product& p, const float* a, co
   }
 }
 
-RESNET_MIN_TARGET void multiply(const Product& p) {
-  constexpr int vectors = kBytes == 64 ? 4 : 2;  // 6 rows of them, and what they are made from, fill the registers
-  int64_t i = 0;
-  const auto over_columns = [&](auto multiply_some) {
-    for (int64_t j = 0; j < kSlab; j += vectors * kLanes) {
-      multiply_some(p, p.a + i * p.a_row_stride, p.b + j, p.out + i * p.out_stride + j);
-    }
-  };
-  for (; i + 6 <= p.rows; i += 6) over_columns(multiply_rows<6, vectors>);
-  switch (p.rows - i) {
-    case 5:
-      return over_columns(multiply_rows<5, vectors>);
-    case 4:
-      return over_columns(multiply_rows<4, vectors>);
-    case 3:
-      return over_columns(multiply_rows<3, vectors>);
-    case 2:
-      return over_columns(multiply_rows<2, vectors>);
-    case 1:
-      return over_columns(multiply_rows<1, vectors>);
+template <int rows, int vectors, int stride = 0>
+RESNET_MIN_TARGET inline void multiply_columns(const Product& p, int64_t i) {
+  for (int64_t j = 0; j < p.columns; j += vectors * kLanes) {
+    multiply_rows<rows, vectors, stride>(p, p.a + i * p.a_row_stride, p.b + j, p.out + i * p.out_stride + j);
   }
 }
 
-constexpr Loops kLoops = {transform<OfInput>,          transform<OfWeight>, transform<OfOutputGradient>,
-                          transform<OfWeightGradient>, transform_output,    multiply};
+// The last rows, fewer than a product has.
+template <int rows, int vectors>
+RESNET_MIN_TARGET void multiply_rest(const Product& p, int64_t i) {
+  if (p.rows - i == rows) return multiply_columns<rows, vectors>(p, i);
+  if constexpr (rows > 1) multiply_rest<rows - 1, vectors>(p, i);
+}
+
+// rows × vectors sums, and what they are made from, are to fill the registers.
+template <int rows, int vectors>
+RESNET_MIN_TARGET void multiply_by(const Product& p) {
+  int64_t i = 0;
+  if (p.a_row_stride == 1) {
+    for (; i + rows <= p.rows; i += rows) multiply_columns<rows, vectors, 1>(p, i);
+  } else if (p.a_row_stride == 16) {
+    for (; i + rows <= p.rows; i += rows) multiply_columns<rows, vectors, 16>(p, i);
+  } else if (p.a_row_stride == 32) {
+    for (; i + rows <= p.rows; i += rows) multiply_columns<rows, vectors, 32>(p, i);
+  } else {
+    for (; i + rows <= p.rows; i += rows) multiply_columns<rows, vectors>(p, i);
+  }
+  if (i < p.rows) multiply_rest<rows - 1, vectors>(p, i);
+}
+
+RESNET_MIN_TARGET void multiply(const Product& p) {
+  if constexpr (kBytes == 64) {
+    if (p.columns % 64 == 0) return multiply_by<6, 4>(p);
+    if (p.columns % 32 == 0) return multiply_by<12, 2>(p);
+    return multiply_by<16, 1>(p);
+  } else {
+    return multiply_by<6, 2>(p);
+  }
+}
+
+constexpr Loops kLoops = {transform<OfInput>,         transform<OfOutputGradient>,        transform_output,
+                          transform_weight<OfWeight>, transform_weight<OfWeightGradient>, multiply};

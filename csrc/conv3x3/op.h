@@ -7,18 +7,18 @@
 
 namespace resnet_min {
 
-constexpr int64_t kSlab = 64;  // channels of the output that a product works out
+constexpr int64_t kChannels = 16;  // the kernels take multiples of it: what fills the widest vector
 
 // Whether the kernels take such channels.
 inline bool winograd_takes(int64_t inputs, int64_t outputs) {
-  return inputs > 0 && outputs > 0 && inputs % kSlab == 0 && outputs % kSlab == 0;
+  return inputs > 0 && outputs > 0 && inputs % kChannels == 0 && outputs % kChannels == 0;
 }
 
 inline void check_conv3x3(const at::Tensor& x, const at::Tensor& weight) {
   const char* op = "conv3x3";
   require(fits(x, at::kFloat, {kAnySize, kAnySize, kAnySize, kAnySize}, x), op);
   require(fits(weight, at::kFloat, {kAnySize, x.size(1), 3, 3}, x), op);
-  TORCH_CHECK_VALUE(winograd_takes(x.size(1), weight.size(0)), op, ": weight must have multiples of ", kSlab,
+  TORCH_CHECK_VALUE(winograd_takes(x.size(1), weight.size(0)), op, ": weight must have multiples of ", kChannels,
                     " channels; got ", weight.sizes());
 }
 

@@ -17,7 +17,7 @@ def conv3x3(x: Tensor, weight: Tensor) -> Tensor:
     weight   [O, C, 3, 3] in x's dtype
     returns  [B, O, H, W] in x's dtype, channels_last
 
-    Differentiable; the compiled kernel once. The CPU kernel, for float32 and multiples of 64 channels, is Winograd's
+    Differentiable; the compiled kernel once. The CPU kernel, for float32 and multiples of 16 channels, is Winograd's
     F(2×2, 3×3) as in Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks" (CVPR 2016): 16 multiplications
     for 36. An Inf or NaN in x makes NaN of the up to 16 outputs around it. Raises ValueError for a wrong dtype, shape
     or device.
