@@ -106,7 +106,9 @@ def test_other_instruction_sets(capability):
 
 
 @needs_extension
-@pytest.mark.parametrize("batch, channels, side", [(40, 64, 16), (9, 256, 4), (150, 64, 3), (2, 512, 4), (5, 16, 32), (3, 48, 9)])
+@pytest.mark.parametrize(
+    "batch, channels, side", [(40, 64, 16), (9, 256, 4), (150, 64, 3), (2, 512, 4), (5, 16, 32), (3, 48, 9)]
+)
 def test_any_number_of_threads_gives_the_same_bits(batch, channels, side):
     """However the tiles are cut into blocks, and where the outputs are shared out instead."""
     args = draw(batch, channels, channels, (side, side))
