@@ -60,26 +60,31 @@ struct BnAddRelu : torch::autograd::Function<BnAddRelu> {
 };
 
 struct Conv3x3 : torch::autograd::Function<Conv3x3> {
-  static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& weight) {
-    static const auto op = operator_named<at::Tensor(const at::Tensor&, const at::Tensor&)>("resnet_min::conv3x3");
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& weight, int64_t stride) {
+    using Forward = at::Tensor(const at::Tensor&, const at::Tensor&, int64_t);
+    static const auto op = operator_named<Forward>("resnet_min::conv3x3");
     const at::AutoDispatchBelowADInplaceOrView below;
     context->save_for_backward({x, weight});
-    return op.call(x, weight);
+    context->saved_data["stride"] = stride;
+    return op.call(x, weight, stride);
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
-    using Gradients =
-        std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&, const at::Tensor&, bool, bool);
+    using Gradients = std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                                                         int64_t, bool, bool);
     static const auto op = operator_named<Gradients>("resnet_min::conv3x3_backward");
     check_once("conv3x3");
     const variable_list saved = context->get_saved_variables();
     const bool for_x = context->needs_input_grad(0), for_weight = context->needs_input_grad(1);
-    auto [grad_x, grad_weight] = op.call(grads[0], saved[0], saved[1], for_x, for_weight);
-    return {for_x ? grad_x : at::Tensor(), for_weight ? grad_weight : at::Tensor()};
+    auto [grad_x, grad_weight] =
+        op.call(grads[0], saved[0], saved[1], context->saved_data["stride"].toInt(), for_x, for_weight);
+    return {for_x ? grad_x : at::Tensor(), for_weight ? grad_weight : at::Tensor(), at::Tensor()};
   }
 };
 
-at::Tensor conv3x3(const at::Tensor& x, const at::Tensor& weight) { return Conv3x3::apply(x, weight); }
+at::Tensor conv3x3(const at::Tensor& x, const at::Tensor& weight, int64_t stride) {
+  return Conv3x3::apply(x, weight, stride);
+}
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> bn_add_relu(const at::Tensor& x, const at::Tensor& gamma,
                                                            const at::Tensor& beta,

@@ -4,6 +4,7 @@
 
 #include <string>
 
+#include "conv3x3/amx.h"
 #include "conv3x3/op.h"
 
 #define RESNET_MIN_TEXT_OF(x) #x
@@ -40,5 +41,6 @@ pybind11::dict build_info() {
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("build_info", &build_info, "torch, CUDA (or None), architectures (or None) and compiler it was built with.");
-  m.attr("winograd_channels") = resnet_min::kChannels;
+  m.attr("conv_channels") = resnet_min::kConvChannels;
+  m.def("has_amx", &resnet_min::amx::available, "Whether conv3x3 has a kernel for bfloat16 on this CPU.");
 }

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import kernels, ops
+from . import kernels
 from . import weights as packaged
 from .config import ARCHS, did_you_mean
 from .errors import UserError
@@ -32,7 +32,7 @@ def conv1x1(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
 
 def convolve(conv: nn.Module, x: Tensor) -> Tensor:
     """`conv(x)`; in training by `ops.conv3x3`, where that does the same."""
-    return ops.conv3x3(x, conv.weight) if kernels.conv3x3.stands_for(conv, x) else conv(x)
+    return kernels.conv3x3.in_place_of(conv, x) if kernels.conv3x3.stands_for(conv, x) else conv(x)
 
 
 def bn_add_relu(x: Tensor, bn: nn.Module, relu: nn.Module | None = None, residual: Tensor | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""The 3×3 convolution at stride 1: training."""
+"""The 3×3 convolution: training."""
 
 from __future__ import annotations
 
@@ -10,67 +10,88 @@ from .checks import FLOAT_NAMES, FLOATS, check_device, dtype_name
 from .checks import check as check_argument
 
 
-def conv3x3(x: Tensor, weight: Tensor) -> Tensor:
-    """A 3×3 convolution at stride 1, padded by 1, without a bias: what most of a ResNet's training is.
+def conv3x3(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
+    """A 3×3 convolution, padded by 1, without a bias: what most of a ResNet's training is.
 
     x        float32, bfloat16, float16 or float64 [B, C, H, W], any strides
     weight   [O, C, 3, 3] in x's dtype
-    returns  [B, O, H, W] in x's dtype, channels_last
+    stride   1 or 2
+    returns  [B, O, ceil(H / stride), ceil(W / stride)] in x's dtype, channels_last
 
-    Differentiable; the compiled kernel once. The CPU kernel, for float32 and multiples of 16 channels, is Winograd's
-    F(2×2, 3×3) as in Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks" (CVPR 2016): 16 multiplications
-    for 36. An Inf or NaN in x makes NaN of the up to 16 outputs around it. Raises ValueError for a wrong dtype, shape
-    or device.
+    Differentiable; the compiled kernels once. They are for a CPU and multiples of 16 channels:
+
+    float32   at stride 1, Winograd's F(2×2, 3×3) as in Lavin & Gray, "Fast Algorithms for Convolutional Neural
+              Networks" (CVPR 2016): 16 multiplications for 36. An Inf or NaN in x makes NaN of the up to 16 outputs
+              around it.
+    bfloat16  at strides 1 and 2 on a processor with AMX, Intel's matrix instructions: sums in float32, rounded once.
+              What oneDNN does as well is left to it.
+
+    Raises ValueError for a wrong dtype, shape, stride or device.
     """
-    if backend.supported("conv3x3", x, weight):
-        return backend.call("conv3x3", check, x, weight)
-    return reference(x, weight)
+    if stride in strides(x.dtype) and backend.supported("conv3x3", x, weight):
+        return backend.call("conv3x3", check, x, weight, stride)
+    return reference(x, weight, stride)
 
 
-def reference(x: Tensor, weight: Tensor) -> Tensor:
+def reference(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
     """`conv3x3` in PyTorch, on any device."""
-    check(x, weight)
+    check(x, weight, stride)
     with torch.autocast(x.device.type, enabled=False):
-        out = torch.nn.functional.conv2d(x.contiguous(memory_format=torch.channels_last), weight, padding=1)
+        maps = x.contiguous(memory_format=torch.channels_last)
+        out = torch.nn.functional.conv2d(maps, weight, stride=stride, padding=1)
     return out.contiguous(memory_format=torch.channels_last)
 
 
-def check(x: Tensor, weight: Tensor) -> None:
+def check(x: Tensor, weight: Tensor, stride: int = 1) -> None:
     """The checks of `conv3x3`."""
     op = "conv3x3"
     check_argument(op, "x", x, f"{FLOAT_NAMES} [B, C, H, W]", FLOATS, (None,) * 4)
     wanted = f"{dtype_name(x.dtype)} [O, {x.shape[1]}, 3, 3]"
     check_argument(op, "weight", weight, wanted, (x.dtype,), (None, x.shape[1], 3, 3))
+    if stride not in (1, 2):
+        raise ValueError(f"{op}: stride must be 1 or 2; got {stride}")
     check_device(op, x, weight=weight)
 
 
-# The kernel's inputs and outputs are multiples of it: csrc/conv3x3/op.h has the number, and when its form runs.
-CHANNELS = getattr(backend._C, "winograd_channels", 1)
+# The kernels' inputs and outputs are multiples of it: csrc/conv3x3/op.h.
+CHANNELS = getattr(backend._C, "conv_channels", 1)
+HAS_AMX = backend._C is not None and backend._C.has_amx()
 
 
-@backend.takes("conv3x3")
-def takes(x: Tensor, weight: Tensor) -> bool:
-    """On a CPU in float32, where csrc/conv3x3/op.h has kernels; bfloat16 has instructions of its own where it is fast.
+def strides(dtype: torch.dtype) -> tuple[int, ...]:
+    """That there are kernels for."""
+    return (1, 2) if dtype == torch.bfloat16 else (1,)
 
-    Maps of one row or column are left out: half of every tile would be outside.
+
+def _compiled(dtype: torch.dtype, x: Tensor, weight: Tensor, stride: int = 1) -> bool:
+    """Whether there is a kernel, were x and weight of this dtype.
+
+    None for maps of one row or column in float32: half of every tile would be outside.
     """
     return (
         x.device.type == "cpu"
-        and x.dtype == weight.dtype == torch.float32
         and x.dim() == weight.dim() == 4
-        and min(x.shape[2:]) > 1
+        and (HAS_AMX if dtype == torch.bfloat16 else dtype == torch.float32 and min(x.shape[2:]) > 1)
+        and stride in strides(dtype)
         and all(channels > 0 and channels % CHANNELS == 0 for channels in weight.shape[:2])
     )
 
 
+@backend.takes("conv3x3")
+def takes(x: Tensor, weight: Tensor) -> bool:
+    """On a CPU: csrc/conv3x3/op.h says what, beside the stride."""
+    return x.dtype == weight.dtype and _compiled(x.dtype, x, weight)
+
+
 @backend.fake("conv3x3")
-def _(x: Tensor, weight: Tensor) -> Tensor:
-    check(x, weight)
-    return x.new_empty((x.shape[0], *x.shape[2:], weight.shape[0])).permute(0, 3, 1, 2)
+def _(x: Tensor, weight: Tensor, stride: int) -> Tensor:
+    check(x, weight, stride)
+    height, width = (-(-extent // stride) for extent in x.shape[2:])
+    return x.new_empty((x.shape[0], height, width, weight.shape[0])).permute(0, 3, 1, 2)
 
 
 @backend.fake("conv3x3_backward")
-def _(grad: Tensor, x: Tensor, weight: Tensor, for_x: bool, for_weight: bool) -> tuple[Tensor, Tensor]:
+def _(grad: Tensor, x: Tensor, weight: Tensor, stride: int, for_x: bool, for_weight: bool) -> tuple[Tensor, Tensor]:
     return tuple(
         torch.empty_like(tensor, memory_format=torch.channels_last) if wanted else tensor.new_empty(0)
         for tensor, wanted in ((x, for_x), (weight, for_weight))
@@ -81,18 +102,32 @@ def _(grad: Tensor, x: Tensor, weight: Tensor, for_x: bool, for_weight: bool) ->
 
 
 def stands_for(conv: nn.Module, x: Tensor) -> bool:
-    """Whether `conv3x3(x, conv.weight)` is what `conv(x)` would be in training, and compiled."""
+    """Whether `in_place_of(conv, x)` is what `conv(x)` would be in training, and compiled, and faster."""
     return (
         conv.training
         and type(x) is Tensor  # and no symbol of a tracer
         and type(conv) is nn.Conv2d
         and conv.kernel_size == (3, 3)
-        and conv.stride == conv.padding == conv.dilation == (1, 1)
+        and conv.stride in ((1, 1), (2, 2))
+        and conv.padding == conv.dilation == (1, 1)
         and conv.groups == 1
         and conv.bias is None
         and conv.padding_mode == "zeros"
         and not backend.has_hooks(conv)
-        and not torch.is_autocast_enabled(x.device.type)
         and x.is_contiguous(memory_format=torch.channels_last)
-        and backend.supported("conv3x3", x, conv.weight)
+        and backend.in_use(x.device)
+        and _compiled(_dtype(x), x, conv.weight, conv.stride[0])
+        and (_dtype(x) == torch.float32 or -len(x) % 32 <= len(x) // 2)  # AMX takes blocks of 32 images
     )
+
+
+def in_place_of(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """What `conv(x)` is in training, autocast or not."""
+    dtype = _dtype(x)
+    return conv3x3(x.to(dtype), conv.weight.to(dtype), conv.stride[0])
+
+
+def _dtype(x: Tensor) -> torch.dtype:
+    """That a convolution of x is worked out in."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype

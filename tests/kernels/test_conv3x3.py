@@ -173,6 +173,14 @@ def test_the_reference_takes_other_dtypes(dtype, device):
     torch.testing.assert_close(ops.conv3x3(x, weight), eager(x, weight))
 
 
+@pytest.mark.parametrize("size", [(8, 8), (5, 7), (1, 1)])
+def test_the_reference_strides(size, device):
+    x, weight, _ = (t.to(device) for t in draw(2, size=size))
+    torch.testing.assert_close(ops.conv3x3(x, weight, 2), F.conv2d(x, weight, stride=2, padding=1))
+    with pytest.raises(ValueError, match="conv3x3: stride must be 1 or 2; got 3"):
+        ops.conv3x3(x, weight, 3)
+
+
 BAD = [
     ("x", lambda t: t[0], "x must be {} [B, C, H, W]; got float32 [64, 8, 8]"),
     ("x", lambda t: t.long(), "x must be {} [B, C, H, W]; got int64 [4, 64, 8, 8]"),
@@ -200,21 +208,21 @@ def test_kernel_refuses(name, spoil, message):
     args[name] = spoil(args[name])
     message = message if "multiples" in message else REFUSAL.format("conv3x3").removeprefix("conv3x3: ")
     with pytest.raises(ValueError, match=f"conv3x3: {message}"):
-        torch.ops.resnet_min.conv3x3(**args)
+        torch.ops.resnet_min.conv3x3(**args, stride=1)
     grad = torch.zeros(4, 64, 8, 8)
     with pytest.raises(ValueError, match=f"conv3x3: {message}"):
-        torch.ops.resnet_min.conv3x3_backward(grad, *args.values(), True, True)
-    with pytest.raises(ValueError, match=r"grad must be float32 \[4, 64, 8, 8\] as conv3x3's output; got Float \[3,"):
-        torch.ops.resnet_min.conv3x3_backward(grad[1:], *draw()[:2], True, True)
+        torch.ops.resnet_min.conv3x3_backward(grad, *args.values(), 1, True, True)
+    with pytest.raises(ValueError, match=r"grad must be Float \[4, 64, 8, 8\] as conv3x3's output; got Float \[3,"):
+        torch.ops.resnet_min.conv3x3_backward(grad[1:], *draw()[:2], 1, True, True)
 
 
 @needs_extension
 def test_opcheck():
     x, weight, grad = draw(3, 64, 128, (6, 5))
     for arguments in ((x, weight), (x.clone().requires_grad_(), weight.clone().requires_grad_())):
-        torch.library.opcheck(torch.ops.resnet_min.conv3x3, arguments)
-    torch.library.opcheck(torch.ops.resnet_min.conv3x3_backward, (grad, x, weight, True, True))
-    torch.library.opcheck(torch.ops.resnet_min.conv3x3_backward, (grad, x, weight, False, True))
+        torch.library.opcheck(torch.ops.resnet_min.conv3x3, (*arguments, 1))
+    torch.library.opcheck(torch.ops.resnet_min.conv3x3_backward, (grad, x, weight, 1, True, True))
+    torch.library.opcheck(torch.ops.resnet_min.conv3x3_backward, (grad, x, weight, 1, False, True))
 
 
 # ---- in the model ----
@@ -222,8 +230,10 @@ def test_opcheck():
 
 @pytest.fixture
 def calls(monkeypatch):
-    made, original = [], ops.conv3x3
-    monkeypatch.setattr(ops, "conv3x3", lambda x, weight: made.append(weight.shape[0]) or original(x, weight))
+    made, original = [], conv3x3.conv3x3
+    monkeypatch.setattr(
+        conv3x3, "conv3x3", lambda x, weight, stride: made.append(weight.shape[0]) or original(x, weight, stride)
+    )
     return made
 
 
@@ -289,11 +299,13 @@ def test_a_net_in_nchw_stays_in_it(calls):
 
 
 @needs_extension
-def test_autocast_and_other_dtypes_are_left_alone(calls):
+def test_small_batches_under_autocast_and_other_dtypes_are_left_alone(calls):
     net = network(blocks=(1,), widths=(64,))
     with torch.autocast("cpu", torch.bfloat16):
         net(images())
         net.layer1[0](torch.randn(2, 64, 8, 8).contiguous(memory_format=CHANNELS_LAST))  # not yet bfloat16
+    with torch.autocast("cpu", torch.float16):
+        net(images(32))
     net.double()(images().double())
     assert not calls
 

@@ -52,13 +52,17 @@ def conv_bn_relu(rng):
 
 
 def conv3x3(rng):
-    channels = rng.choice([64, 64, 8])
-    return [maps(rng, channels), floats(rng.choice([64, 128, channels]), channels, 3, 3)]
+    channels = rng.choice([64, 16, 8])
+    x, weight = maps(rng, channels), floats(rng.choice([64, 48, channels]), channels, 3, 3)
+    if rng.random() < 0.5:
+        return [x, weight, 1]
+    return [x.bfloat16(), weight.bfloat16(), rng.randint(1, 2)]
 
 
 def conv3x3_backward(rng):
-    x, weight = conv3x3(rng)
-    return [floats(x.shape[0], weight.shape[0], *x.shape[2:]), x, weight, rng.random() < 0.7, rng.random() < 0.7]
+    x, weight, stride = conv3x3(rng)
+    grad = torch.randn_like(torch.nn.functional.conv2d(x, weight, None, stride, 1))
+    return [grad, x, weight, stride, rng.random() < 0.7, rng.random() < 0.7]
 
 
 def bn_add_relu(rng):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from resnet_min import fuse, ops, reference
 from resnet_min.inference import fused as inference
 from resnet_min.kernels import fused_net as plans
+from resnet_min.kernels.conv3x3 import strides
 from resnet_min.model import resnet
 
 from . import timing
@@ -223,23 +224,25 @@ def conv3x3(
     """The 3x3 convolutions, whatever follows them, where there is a kernel for these tensors."""
     for name, layer in {layer["name"].split(" +")[0]: layer for layer in layers}.items():
         x, weight = torch.empty(batch, *layer["input"], device=device, dtype=dtype), layer["conv"].weight
-        if " 3x3/1 " in name and ops.supported("conv3x3", x, weight.to(dtype)):
-            yield name, trained_conv_contenders(batch, layer)
+        taken = layer["conv"].stride in strides(dtype) and ops.supported("conv3x3", x, weight.to(dtype))
+        if " 3x3/" in name and taken:
+            yield name, trained_conv_contenders(batch, dtype, layer)
 
 
-def trained_conv_contenders(batch: int, layer: Layer) -> Contenders:
+def trained_conv_contenders(batch: int, dtype: torch.dtype, layer: Layer) -> Contenders:
     """A 3×3 convolution, forward and backward, on the CPU; returns the gradients."""
-    x, grad = (torch.randn(batch, *layer[end]) for end in ("input", "output"))
-    weight = torch.randn_like(layer["conv"].weight) * layer["conv"].weight[0].numel() ** -0.5
+    x, grad = (torch.randn(batch, *layer[end], dtype=dtype) for end in ("input", "output"))
+    weight = torch.randn_like(layer["conv"].weight, dtype=dtype) * layer["conv"].weight[0].numel() ** -0.5
+    stride = layer["conv"].stride
 
     def both_ways(forward: Callable[..., Tensor], memory_format: torch.memory_format) -> Call:
         a, w, g = (t.contiguous(memory_format=memory_format) for t in (x, weight, grad))
         wanted = a.requires_grad_(), w.requires_grad_()
         return lambda: torch.autograd.grad(forward(*wanted), wanted, g)
 
-    eager = partial(nn.functional.conv2d, padding=1)
+    eager = partial(nn.functional.conv2d, stride=stride, padding=1)
     return {
-        "ours": partial(both_ways, ops.conv3x3, torch.channels_last),
+        "ours": partial(both_ways, partial(ops.conv3x3, stride=stride), torch.channels_last),
         "eager, NCHW": partial(both_ways, eager, torch.contiguous_format),
         "eager, channels_last": partial(both_ways, eager, torch.channels_last),
     }

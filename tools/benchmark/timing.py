@@ -27,7 +27,7 @@ WINDOWS = 7  # timed windows of each contender; figures are medians over them
 SECONDS = 0.2  # at least, each window
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)  # of CIFAR-10's training images
-TOLERANCE = {torch.float32: 5e-3, torch.bfloat16: 0.05, torch.float16: 0.01}  # a GPU's float32 convolutions are TF32
+TOLERANCE = {torch.float32: 5e-3, torch.bfloat16: 0.1, torch.float16: 0.01}  # a GPU's float32 convolutions are TF32
 
 Row = dict[str, Any]
 Call = Callable[[], Any]

@@ -1,4 +1,4 @@
-// The loops of cpu.cpp (see vector.h): transforms of tiles, a vector of channels at a time, and
+// The loops of winograd.cpp (see vector.h): transforms of tiles, a vector of channels at a time, and
 // products.
 
 constexpr int kLanes = kBytes / sizeof(float);
