@@ -1,63 +1,6 @@
-// The loops of winograd.cpp (see vector.h): transforms of tiles, a vector of channels at a time, and
-// products.
+// The loops of winograd.cpp (see vector.h): transforms of tiles, a vector of channels at a time, and products.
 
-constexpr int kLanes = kBytes / sizeof(float);
-using V = Vector<float, kLanes>;
-
-RESNET_MIN_TARGET inline V load(const float* from) {
-  V v;
-  __builtin_memcpy(&v, from, sizeof v);
-  return v;
-}
-
-RESNET_MIN_TARGET inline void store(V v, float* to) { __builtin_memcpy(to, &v, sizeof v); }
-
-// ---- transforms of four (or three, or two) values in a row ----
-
-struct OfInput {  // B^T d
-  static constexpr int from = 4, to = 4;
-  RESNET_MIN_TARGET static inline void apply(const V (&d)[4], V (&r)[4]) {
-    r[0] = d[0] - d[2];
-    r[1] = d[1] + d[2];
-    r[2] = d[2] - d[1];
-    r[3] = d[1] - d[3];
-  }
-};
-struct OfOutput {  // A^T m
-  static constexpr int from = 4, to = 2;
-  RESNET_MIN_TARGET static inline void apply(const V (&m)[4], V (&r)[2]) {
-    r[0] = m[0] + m[1] + m[2];
-    r[1] = m[1] - m[2] - m[3];
-  }
-};
-struct OfWeight {  // G w
-  static constexpr int from = 3, to = 4;
-  RESNET_MIN_TARGET static inline void apply(const V (&w)[3], V (&r)[4]) {
-    const V ends = (w[0] + w[2]) * 0.5f, middle = w[1] * 0.5f;
-    r[0] = w[0];
-    r[1] = ends + middle;
-    r[2] = ends - middle;
-    r[3] = w[2];
-  }
-};
-struct OfOutputGradient {  // A g
-  static constexpr int from = 2, to = 4;
-  RESNET_MIN_TARGET static inline void apply(const V (&g)[2], V (&r)[4]) {
-    r[0] = g[0];
-    r[1] = g[0] + g[1];
-    r[2] = g[0] - g[1];
-    r[3] = -g[1];
-  }
-};
-struct OfWeightGradient {  // G^T u
-  static constexpr int from = 4, to = 3;
-  RESNET_MIN_TARGET static inline void apply(const V (&u)[4], V (&r)[3]) {
-    const V sum = (u[1] + u[2]) * 0.5f;
-    r[0] = u[0] + sum;
-    r[1] = (u[1] - u[2]) * 0.5f;
-    r[2] = sum + u[3];
-  }
-};
+#include "transforms.h"
 
 // ---- a row of tiles: first each column of pixels, then each tile's row of columns ----
 

@@ -1,18 +1,9 @@
 // The loops of cpu.cpp (see vector.h): the product of a few rows, transforms of Winograd's tiles, pooling.
 
-constexpr int kLanes = kBytes / sizeof(float);
-using V = Vector<float, kLanes>;
+#include "transforms.h"
 
 // A product keeps kRows × 2 sums in registers, besides the two vectors of weights and the value they are multiplied by.
 constexpr int kRows = kBytes == 64 ? 12 : 6;
-
-RESNET_MIN_TARGET inline V load(const float* from) {
-  V v;
-  __builtin_memcpy(&v, from, sizeof v);
-  return v;
-}
-
-RESNET_MIN_TARGET inline void store(V v, float* to) { __builtin_memcpy(to, &v, sizeof v); }
 
 // The first `count` values, and zeros.
 RESNET_MIN_TARGET inline V load_some(const float* from, int64_t count) {
@@ -184,49 +175,7 @@ RESNET_MIN_TARGET void multiply(const Points& p) {
   }
 }
 
-// ---- Winograd's transforms of values in a row; of a tile, rows first, then columns ----
-
-// F(2, 3)
-struct Input2 {  // B^T d
-  static constexpr int from = 4, to = 4;
-  RESNET_MIN_TARGET static inline void apply(const V (&d)[4], V (&r)[4]) {
-    r[0] = d[0] - d[2];
-    r[1] = d[1] + d[2];
-    r[2] = d[2] - d[1];
-    r[3] = d[1] - d[3];
-  }
-};
-struct Output2 {  // A^T m
-  static constexpr int from = 4, to = 2;
-  RESNET_MIN_TARGET static inline void apply(const V (&m)[4], V (&r)[2]) {
-    r[0] = m[0] + m[1] + m[2];
-    r[1] = m[1] - m[2] - m[3];
-  }
-};
-
-// F(4, 3)
-struct Input4 {
-  static constexpr int from = 6, to = 6;
-  RESNET_MIN_TARGET static inline void apply(const V (&d)[6], V (&r)[6]) {
-    const V even = d[4] - d[2] * 4.f, odd = d[3] - d[1] * 4.f, far = d[4] - d[2], near = (d[3] - d[1]) * 2.f;
-    r[0] = d[0] * 4.f - d[2] * 5.f + d[4];
-    r[1] = even + odd;
-    r[2] = even - odd;
-    r[3] = far + near;
-    r[4] = far - near;
-    r[5] = d[1] * 4.f - d[3] * 5.f + d[5];
-  }
-};
-struct Output4 {
-  static constexpr int from = 6, to = 4;
-  RESNET_MIN_TARGET static inline void apply(const V (&m)[6], V (&r)[4]) {
-    const V sum1 = m[1] + m[2], sum2 = m[3] + m[4], difference1 = m[1] - m[2], difference2 = m[3] - m[4];
-    r[0] = m[0] + sum1 + sum2;
-    r[1] = difference1 + difference2 * 2.f;
-    r[2] = sum1 + sum2 * 4.f;
-    r[3] = difference1 + difference2 * 8.f + m[5];
-  }
-};
+// ---- Winograd's transforms of tiles: rows first, then columns ----
 
 template <typename T>
 RESNET_MIN_TARGET inline void both_ways(const V (&d)[T::from][T::from], V (&r)[T::to][T::to]) {
@@ -356,8 +305,8 @@ constexpr Loops kLoops = {
     kRows,
     {convolve<1>, convolve<2>},
     {multiply<1>, multiply<2>},
-    {transform_input<Input2>, transform_input<Input4>},
-    {transform_output<Output2>, transform_output<Output4>},
+    {transform_input<OfInput>, transform_input<OfInput4>},
+    {transform_output<OfOutput>, transform_output<OfOutput4>},
     max_pool,
     mean_pool,
     multiply_adds,
