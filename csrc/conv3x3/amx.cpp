@@ -29,7 +29,9 @@ at::Tensor packed(const at::Tensor& weight, const Layer& layer) {
   const int64_t depth = weight.size(1), row = 9 * depth;
   const int64_t inputs = layer.turned ? weight.size(0) : depth, outputs = layer.turned ? depth : weight.size(0);
   const int64_t across = ceil_div(inputs, 32), down = ceil_div(outputs, 32);
-  const at::Tensor result = at::zeros({9 * down * across * 2 * kTile}, weight.options());
+  const bool whole = inputs % 32 == 0 && outputs % 32 == 0;
+  const int64_t size = 9 * down * across * 2 * kTile;
+  const at::Tensor result = whole ? at::empty({size}, weight.options()) : at::zeros({size}, weight.options());
   const Bf16* const from = data_of(weight);
   Bf16* const to = mutable_data_of(result);
   at::parallel_for(0, outputs / 16, 4, [&](int64_t begin, int64_t end) {

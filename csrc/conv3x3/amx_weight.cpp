@@ -2,7 +2,6 @@
 // and [pixels, inputs], 32 images of a pixel at a time.
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 
@@ -55,7 +54,12 @@ struct Unit {
         pixel(high * kImages),
         x_pixel(wide * kImages),
         grad_tiles(at::empty({blocks * rows * width * pixel}, at::kBFloat16)),
-        x_tiles(at::zeros({blocks * x_rows * x_width * x_pixel}, at::kBFloat16)) {}
+        x_tiles(at::empty({blocks * x_rows * x_width * x_pixel}, at::kBFloat16)) {
+    for (int64_t row = 0; row < blocks * x_rows; ++row) {
+      std::fill_n(x_at(0, row), x_pixel, Bf16(0));
+      std::fill_n(x_at(0, row) + (x_width - 1) * x_pixel, x_pixel, Bf16(0));
+    }
+  }
   Bf16* grad_at(int64_t block, int64_t row) const {
     return mutable_data_of(grad_tiles) + (block * rows + row) * width * pixel;
   }
@@ -69,8 +73,8 @@ struct Unit {
 at::Tensor weight_gradient(const at::Tensor& grad_maps, const at::Tensor& x_maps, int64_t stride) {
   const Maps grad(grad_maps), x(x_maps);
   const int64_t outputs = grad.channels, inputs = x.channels;
-  const at::Tensor result = at::zeros({outputs, inputs, 3, 3}, x_maps.options()).contiguous(kLayout);
-  if (grad_maps.numel() == 0) return result;
+  const at::Tensor result = at::empty({outputs, inputs, 3, 3}, x_maps.options(), kLayout);
+  if (grad_maps.numel() == 0) return result.zero_();
   const int64_t high = part_of(outputs), wide = part_of(inputs), across = inputs / wide;
   const int64_t parts = across * (outputs / high), of_tap = high * wide, of_part = 9 * of_tap;
   const bool both = wide % 32 == 0 && high % 32 == 0;  // tiles are taken two by two
