@@ -38,6 +38,8 @@ def cases(args: argparse.Namespace) -> Iterator[Case]:
         if args.device.type == "cpu":
             yield from fused_net(layers(args.arch), batch)
         for dtype in dtypes(args.device):
+            if args.device.type == "cpu":
+                yield from conv3x3(layers(args.arch), batch, dtype)
             for name, contenders_of in OPERATORS.items():
                 for layer, contenders in contenders_of(layers(args.arch), batch, dtype, args.device):
                     about = {"batch": batch, "dtype": name_of(dtype), "kernel": name, "layer": layer}
@@ -47,12 +49,13 @@ def cases(args: argparse.Namespace) -> Iterator[Case]:
 def run(case: Case, device: torch.device) -> Iterator[Row]:
     """A row for each contender, as `timing.run` has them, and on a CPU
 
-    of_fma   of `ops.fused_net`'s convolutions: their multiply-adds a second as a part of those that the processor does
-             in registers, with the loops' instructions and on all threads; in turn, window against window. The
-             multiply-adds are those of the definition, padding's among them. F(2×2, 3×3) does 2.25 times fewer, so 1 is
-             no limit for "ours" where that is faster; it is one for "ours, direct".
+    of_fma   of `ops.fused_net`'s convolutions and `ops.conv3x3`'s: their multiply-adds a second as a part of those that
+             the processor does in registers, in float32, with the loops' instructions and on all threads; in turn,
+             window against window. The multiply-adds are those of the definition, padding's among them. F(2×2, 3×3)
+             does 2.25 times fewer, and AMX in bfloat16 up to 16 times as many at a time, so 1 is no limit for "ours"
+             where those are faster; it is one for "ours, direct".
 
-    `fused_net`'s maps are not torch's allocator's, so its rows have no peak_mib.
+    Those rows have no peak_mib: `fused_net`'s maps are not torch's allocator's.
     """
     if not isinstance(case, Convolutions):
         for row in timing.run(case, device):
@@ -218,15 +221,16 @@ def without_grad(make: Callable[[], Call]) -> Call:
         return torch.no_grad()(make())
 
 
-def conv3x3(
-    layers: list[Layer], batch: int, dtype: torch.dtype, device: torch.device
-) -> Iterator[tuple[str, Contenders]]:
-    """The 3x3 convolutions, whatever follows them, where there is a kernel for these tensors."""
+def conv3x3(layers: list[Layer], batch: int, dtype: torch.dtype) -> Iterator[Convolutions]:
+    """The 3×3 convolutions, whatever follows them, forward and backward, where the CPU has a kernel for them."""
     for name, layer in {layer["name"].split(" +")[0]: layer for layer in layers}.items():
-        x, weight = torch.empty(batch, *layer["input"], device=device, dtype=dtype), layer["conv"].weight
-        taken = layer["conv"].stride in strides(dtype) and ops.supported("conv3x3", x, weight.to(dtype))
+        x, conv = torch.empty(batch, *layer["input"], dtype=dtype), layer["conv"]
+        taken = conv.stride in strides(dtype) and ops.supported("conv3x3", x, conv.weight.to(dtype))
         if " 3x3/" in name and taken:
-            yield name, trained_conv_contenders(batch, dtype, layer)
+            about = {"batch": batch, "dtype": name_of(dtype), "kernel": "conv3x3", "layer": name}
+            _, height, width = layer["output"]
+            multiply_adds = 3 * height * width * conv.weight.numel()  # of the output and of both gradients
+            yield Convolutions(about, batch, trained_conv_contenders(batch, dtype, layer), check, multiply_adds)
 
 
 def trained_conv_contenders(batch: int, dtype: torch.dtype, layer: Layer) -> Contenders:
@@ -290,4 +294,4 @@ def check(results: dict[str, Tensor | tuple[Tensor, ...]]) -> None:
             check_close(name, got, ours, pairs[0][0].dtype)
 
 
-OPERATORS = {"conv_bn_relu": conv_bn_relu, "conv3x3": conv3x3, "bn_add_relu": bn_add_relu}
+OPERATORS = {"conv_bn_relu": conv_bn_relu, "bn_add_relu": bn_add_relu}
