@@ -75,7 +75,7 @@ def _ours() -> dict[str, Recipe]:
     recipes = {"digits": Recipe(digits, source, note=note)}
     argument = "what two CPU cores can show of He et al., section 4.2: deep plain nets have a higher training loss; "
     argument += UNDER
-    for arch in ("resnet20", "resnet56"):
+    for arch in ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110"):
         settings = dict(CIFAR, **SGD, arch=arch, lr=0.1, wd=1e-4, schedule="onecycle", epochs=4)
         recipes[f"ours-{arch}"] = Recipe(settings, source, note=argument)
         recipes[f"ours-{arch}-plain"] = Recipe(dict(settings, plain=True), source, note=argument)
