@@ -18,8 +18,9 @@ with what it began, at the scale that it began at.
 After every run, results/RECIPE[-seedN] keeps what is small of it: config.json, environment.jsonl, metrics.jsonl. Such
 a record gives way only to more of the same experiment: more epochs, a larger scale or limit. RESULTS.md and the
 pictures of runs over each other are made from the records; rows and pictures that rested on more than there is now
-stay as they are. What else is to be said of a run ("other work beside") a person adds to a line of its record's
-environment.jsonl, as the field "remark".
+stay as they are. Two things a person writes: what holds of each report, in results/findings.md, which RESULTS.md then
+has; and what else is to be said of a run ("other work beside"), in a line of its record's environment.jsonl, as the
+field "remark".
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ PART_B = "data/part_B_final"  # the one data set that some recipes want and that
 # A recipe alive: both phases of training, validation and test, on a few images.
 SMOKE = dict(epochs=2, limit=16, batch_size=8)
 PASSED_ON = ("scale", "epochs", "limit", "val_every")  # to train.py, as they are
+FINDINGS = "findings.md"  # in results/, by hand: for each report what holds, what does not, and why
 SAVE_EVERY = 5.0  # minutes: an epoch may take hours, and a scaled run may have but one
 OVERLAYS = {
     "overlay-nctu.png": ("nctu-resnet18", "nctu-resnet18-plain", "nctu-resnet50", "nctu-resnet50-plain"),
@@ -230,6 +232,8 @@ def update(runs: Path, out: Path, smoke: bool, failed: Mapping[str, str]) -> tup
     if kept:
         text.append(f"As in an earlier table, for want of the runs that they rest on: {', '.join(kept)}.")
     if not smoke:
+        if (findings := out / "results" / FINDINGS).is_file():
+            text.append(findings.read_text(encoding="utf-8").strip())
         if missing := [name for name in recipes.RECIPES if name not in found and name not in kept]:
             text.append(f"Without a run: {', '.join(missing)}.")
         text += draw({name: every[0] for name, every in found.items() if name not in kept}, records, old)

@@ -180,6 +180,14 @@ def test_an_interrupted_first_epoch_leaves_all_as_it_was(monkeypatch):
     assert Path("RESULTS.md").read_text() == text
 
 
+def test_findings_are_taken_as_they_are(monkeypatch):
+    make_run("results", "digits", 4)
+    Path("results/findings.md").write_text("## Digits\n\nThey hold.\n")
+    for _ in range(2):
+        reproduce.main([])
+        assert Path("RESULTS.md").read_text().count("\n\n## Digits\n\nThey hold.\n\n") == 1
+
+
 def test_where_nothing_is_known_nothing_is_written(monkeypatch):
     monkeypatch.setattr(loop, "train_one_epoch", interrupted)
     with pytest.raises(KeyboardInterrupt):
