@@ -72,6 +72,9 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--amp", choices=("auto", "bf16", "off"), help="bf16 autocast (default: as in training)")
     parser.add_argument("--kernels", choices=("auto", "extension", "reference"), default="auto", help="(default: auto)")
     parser.add_argument("--json", metavar="FILE", help="write every figure, or every answer, to this file")
+    parser.add_argument("--title", help="the pictures' title (default: what they show)")
+    parser.add_argument("--label", nargs="+", metavar="NAME", help="what to call the networks, in their order")
+    parser.add_argument("--format", choices=("png", "svg", "pdf"), default="png", help="of the pictures (default: png)")
     parser.add_argument(
         "--out",
         metavar="DIR",
@@ -94,7 +97,7 @@ def refuse_foreign(args: argparse.Namespace, task: str, path: Path) -> None:
 
 def refuse_beside_images(args: argparse.Namespace) -> None:
     """Raise UserError where a flag was given that would change nothing beside --images."""
-    others = ["data", "data_dir", "cache_dir", "split", "worst", "out"]
+    others = ["data", "data_dir", "cache_dir", "split", "worst", "out", "title", "label"]
     others += [option for config in TASKS.values() for option in config.evaluation]
     if given := [flag(option) for option in others if getattr(args, option)]:
         raise UserError(f"{', '.join(given)} would change nothing: --images only says what the network answers")
@@ -162,9 +165,9 @@ def print_table(results: dict[str, Evaluation]) -> None:
         print(f"{name:{wide}}" + "".join(f"  {cell:>{width}}" for cell, width in zip(cells, widths, strict=True)))
 
 
-def picture_of(folder: Path, prefix: str, what: str) -> Path:
+def picture_of(folder: Path, prefix: str, kind: str, what: str) -> Path:
     """Where the picture of `what` goes: beside another checkpoint than a run's last, under that one's name."""
-    return folder / f"{prefix}{what}.png"
+    return folder / f"{prefix}{what}.{kind}"
 
 
 def names_of(names: Sequence[str], sources: Sequence[str]) -> list[str]:
@@ -209,6 +212,7 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
     find += [] if args.weights is None else [partial(weights.find, args.weights)]
     paths = world.shared(lambda: list(dict.fromkeys(one() for one in find)))
     names = runs.names([path.parent if path.name == "last.pt" else path for path in paths])
+    names = list(runs.named_by(args.label, names))
     results: list[Evaluation] = []
     all_figures: list[dict[str, Any]] = []
     first = None
@@ -244,7 +248,9 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
         if args.out and len(paths) > 1:  # a folder each
             folder /= name.strip("/").replace("/", "-")
         prefix = "" if path.stem == "last" else f"{path.stem}-"
-        result = subject.task.evaluate(net, dataset, split, where, args, partial(picture_of, folder, prefix))
+        result = subject.task.evaluate(
+            net, dataset, split, where, args, partial(picture_of, folder, prefix, args.format)
+        )
         results.append(result)
         about = {"checkpoint": str(path), "name": name, "data": dataset.source, "split": split}
         all_figures.append({**about, **result.figures})
@@ -259,8 +265,8 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
         if len(set(sources)) > 1:
             print("their images differ, so their figures are not comparable")
         where = Path(sources[0]).name if len(set(sources)) == 1 else "its own data"
-        picture = Path(args.out or "", "comparison.png")
-        title = f"{len(results)} networks, each on the {split} images of {where}"
+        picture = Path(args.out or "", f"comparison.{args.format}")
+        title = args.title or f"{len(results)} networks, each on the {split} images of {where}"
         rows = {label: result.figures for label, result in zip(labels, results, strict=True)}
         drawing.comparison(rows, picture, first.task.config.figure, title=title)
         print(f"comparison: {picture}")

@@ -103,6 +103,7 @@ class Classify(Task):
         if options.tta and config.flip == 0:
             print("note: this network was trained without flips and has never seen mirror images")
         title = f"{config.network} on {dataset.name}: {found.accuracy:.2f}% of {total:,} {split} images right"
+        title = options.title or title
         if where.world.first:
             pictures.draw(found, images, logits, picture_of, options, title)
         figures = {"tta": options.tta, "loss": loss, "parameters": count_parameters(net), "macs": macs}

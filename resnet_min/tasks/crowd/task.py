@@ -106,7 +106,7 @@ class Crowds(Task):
                 f"{config.arch} on {dataset.name}: the worst of {len(images)} {split} images; MAE {mae:.2f} over all"
             )
             picture = picture_of("worst")
-            pictures.maps(worst, maps, net.stride, config.sigma, picture, title=title)
+            pictures.maps(worst, maps, net.stride, config.sigma, picture, title=options.title or title)
             print(f"worst images: {picture}")
         constants = reader.constants(dataset, images).items()
         per_image = zip(images.names, images.counts.tolist(), predicted.tolist(), strict=True)
