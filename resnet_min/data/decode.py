@@ -26,7 +26,7 @@ MOST_PIXELS = 2**26  # of a picture: decoding takes up to 12 bytes for each
 
 def decode(source: Source, size: int) -> dict[str, Any]:
     """The whole data set at `size`: what the cache holds."""
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     classes, splits = source.read()
     content = {"classes": list(classes), "splits": {}}

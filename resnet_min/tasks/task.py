@@ -164,6 +164,13 @@ def backbone(config: TaskConfig, num_classes: int, dropout: float = 0.0) -> ResN
     )  # fmt: skip
 
 
+def with_bar(batches: Batches, where: Hardware, what: str = "evaluating") -> Iterator[tuple[Tensor, Tensor]]:
+    """All batches in order, with a bar on a terminal or in a notebook."""
+    from tqdm.auto import tqdm
+
+    return iter(tqdm(batches.ordered(), what, len(batches), leave=False, disable=None if where.world.first else True))
+
+
 def check_finite(outputs: Tensor) -> None:
     """Raise UserError where a network's outputs are not all finite."""
     if not outputs.isfinite().all():

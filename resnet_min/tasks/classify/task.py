@@ -20,7 +20,7 @@ from ...data.preprocessing import Preprocessing
 from ...data.sources import NEEDED
 from ...model import ResNet, count_macs, count_parameters
 from ...training.hardware import Hardware
-from ..task import Answer, Evaluation, Task, backbone, check_finite
+from ..task import Answer, Evaluation, Task, backbone, check_finite, with_bar
 from . import report
 from .options import ClassifyConfig
 
@@ -87,7 +87,7 @@ class Classify(Task):
         macs = count_macs(net, batches.size)  # of both views
         predict(net, islice(batches.ordered(), 1), where)  # what a library sets up for it is not in the images/s
         began = perf_counter()
-        loss, _, logits = predict(net, batches.ordered(), where)
+        loss, _, logits = predict(net, with_bar(batches, where), where)
         speed = len(images) / (perf_counter() - began)
 
         found = report.report(images.labels, logits, dataset.classes)

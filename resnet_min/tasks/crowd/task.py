@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ...data.sources import NEEDED
 from ...model import count_macs, count_parameters
 from ...training.hardware import Hardware
-from ..task import Answer, Evaluation, Task, Weightless, backbone, check_finite
+from ..task import Answer, Evaluation, Task, Weightless, backbone, check_finite, with_bar
 from . import pictures, reader
 from .batches import Batches, Whole
 from .net import MAP_SCALE, CrowdNet
@@ -91,7 +91,7 @@ class Crowds(Task):
         images, config = dataset.splits[split], self.config
         batches = self.batches(images, where, options.batch_size)
         began = perf_counter()
-        mae, mse, predicted = count(net, batches.ordered(), where)
+        mae, mse, predicted = count(net, with_bar(batches, where), where)
         speed = len(images) / (perf_counter() - began)
         print(f"heads: {int(images.counts.sum()):,} in these images")
         print(f"\n{split} MAE {mae:.2f}, MSE {mse:.2f} (root of the mean squared count error), {speed:,.1f} images/s")
