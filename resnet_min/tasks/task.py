@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -68,6 +68,9 @@ class Evaluation:
 
     figures: dict[str, Any]  # plain values, for --json; among them the task's figure and images_per_second
     columns: dict[str, str]  # of the table that compares networks: head -> cell
+    tables: dict[str, list[list[str]]] = field(
+        default_factory=dict
+    )  # of a report page: caption -> rows, first the head
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from ..config import Figure as JudgedBy
 from ..errors import UserError
@@ -114,14 +114,14 @@ def curves(
             axes.set_xlim(epochs[0] - 0.5, epochs[0] + 0.5)
     top, highest = _ceiling(loss), max(0.0, loss.dataLim.y1)
     if top > 10:  # a net that nearly diverged would press all others to the floor
-        loss.set_yscale("log")
+        _logarithmic(loss)
     elif loss.lines:
         loss.set_ylim(0, 1.05 * top)
         if highest > top:
             _mark_above(loss, 1.05 * top)
             loss.set_title(f"loss (▲: above, up to {highest:.3g})", fontsize=10, loc="left")
     if judged_by.log:  # its first values may be many times the last ones
-        score.set_yscale("log")
+        _logarithmic(score)
     # What the line styles mean, where they leave room for it.
     loss.legend(handles=[Line2D([], [], color="0.3", label=SPLITS[split], **style) for split, style in styles.items()])
     _name_lines(score, {names[label]: (_end(rows, judged_by), colours[label]) for label, rows in runs.items()})
@@ -141,6 +141,14 @@ def _ceiling(axes: Axes) -> float:
         late = values[0 if line.get_gid() == "train" else len(values) // 3 :]
         usual, highest = max(usual, *late), max(highest, *values)
     return highest if highest <= 2 * usual else usual
+
+
+def _logarithmic(axes: Axes) -> None:
+    """A logarithmic axis whose numbers are written out: 20, not 2 × 10¹."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _mark_above(axes: Axes, top: float) -> None:

@@ -444,6 +444,13 @@ def test_evaluation_prints_errors_beside_the_constants(trained, capsys, monkeypa
     assert "network" in capsys.readouterr().out
 
 
+def test_a_report_of_a_crowd(trained):
+    eval_script.main(["run", "--report", "page.html", "--amp", "off"])
+    text = Path("page.html").read_text()
+    assert text.count("<img ") == 8  # curves, steps, worst, and five of the inside
+    assert "always the train median, " in text
+
+
 def test_evaluation_refuses_what_does_not_fit(trained, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="--confusion is for --task classify; run/last.pt is of --task crowd"):
         eval_script.main(["run", "--confusion"])

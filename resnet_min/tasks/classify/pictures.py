@@ -47,11 +47,17 @@ def draw(
         reliability(found.calibration, picture, title=title)
         print(f"reliability diagram: {picture}")
     if options.worst:
-        worst(split, probabilities, found.classes, options.worst, picture_of("worst"), title=title)
+        worst(split, probabilities, found.classes, options.worst, picture_of, title=title)
 
 
 def worst(
-    split: Split, probabilities: np.ndarray, classes: Sequence[str], count: int, path: Path, *, title: str
+    split: Split,
+    probabilities: np.ndarray,
+    classes: Sequence[str],
+    count: int,
+    picture_of: Callable[[str], Path],
+    *,
+    title: str,
 ) -> None:
     """The `count` mistakes of the highest probability [N, C], with true and predicted class."""
     labels, predicted = split.labels.numpy(), probabilities.argmax(axis=1)
@@ -59,6 +65,7 @@ def worst(
     if not len(mistakes):
         print("no mistakes, so no picture of them")
         return
+    path = picture_of("worst")
     shown = [
         Panel(
             split.images[i].numpy(),

@@ -115,7 +115,7 @@ class Classify(Task):
             "calibration error": f"{found.calibration.error:.2f}%",
             "macro AUC": "undefined" if auc is None else f"{auc:.4f}",
         }
-        return Evaluation(figures, columns)
+        return Evaluation(figures, columns, {"Figures of each class": report.cells(found)})
 
     def answer(
         self,

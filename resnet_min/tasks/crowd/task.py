@@ -116,7 +116,14 @@ class Crowds(Task):
             "constants": {said: {"count": heads, "mae": mae, "mse": mse} for said, (heads, mae, mse) in constants},
             "images": [{"image": name, "heads": int(true), "predicted": heads} for name, true, heads in per_image],
         }  # fmt: skip
-        return Evaluation(figures, {"MAE": f"{mae:.2f}", "MSE": f"{mse:.2f}"})
+        said = [
+            (f"always the {what}, {value['count']:.1f} heads", value) for what, value in figures["constants"].items()
+        ]
+        rows = [
+            [what, f"{value['mae']:.2f}", f"{value['mse']:.2f}"] for what, value in (("this network", figures), *said)
+        ]
+        tables = {"Errors of the count, beside those who never look": [["predictor", "MAE", "MSE"], *rows]}
+        return Evaluation(figures, {"MAE": f"{mae:.2f}", "MSE": f"{mse:.2f}"}, tables)
 
     @torch.inference_mode()
     def answer(
