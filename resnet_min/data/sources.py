@@ -20,6 +20,9 @@ from ..files import printable
 from .download import downloading, unreachable
 
 CIFAR = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}  # the folder torchvision unpacks each into
+CIFAR10_CLASSES = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)  # fmt: skip
 IMAGE_FILES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
 NEEDED = ("train", "test")  # splits that a data set has to have: to train with
 
@@ -42,7 +45,9 @@ def find(data: str, data_dir: Path, needed: Collection[str] = NEEDED) -> Source:
     """
     if data == "digits":
         return Source("digits", "digits", None, "", _read_digits)
-    return _cifar(data, data_dir, needed) if data in CIFAR else _image_folder(data, needed)
+    if data in CIFAR:
+        return _cifar(data, data_dir, needed)
+    return _array(data, needed) if data.endswith(".npy") else _image_folder(data, needed)
 
 
 def resolve_auto(data: str, data_dir: str | os.PathLike) -> str:
@@ -114,6 +119,35 @@ def _absent(name: str, data_dir: str | os.PathLike, why: str) -> str:
         f"{name} is not in {data_dir} and cannot be downloaded ({why}); "
         f"for it, put {CIFAR[name]} into --data-dir, or give a folder of images with --data PATH"
     )
+
+
+def _array(data: str, needed: Collection[str]) -> Source:
+    """CIFAR-10.1, or a corruption of CIFAR-10-C, as published: test images, of CIFAR-10's classes."""
+    file = Path(os.path.abspath(os.path.expanduser(data)))
+    beside = file.name.replace("_data.npy", "_labels.npy") if file.name.endswith("_data.npy") else "labels.npy"
+    labels = file.with_name(beside)
+    if "train" in needed:
+        raise UserError(f"--data {data} has test images only: evaluate on it, and train on another")
+    for wanted in (file, labels):
+        if not wanted.is_file():
+            raise UserError(f"--data {data} needs the files {file.name} and {beside}; there is no {wanted}")
+    return Source(file.stem, str(file), None, "", lambda: (CIFAR10_CLASSES, {"test": read_array(file, labels)}))
+
+
+def read_array(file: Path, labels: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels uint8 [N, H, W, 3], mapped, and labels int64 [N], from two .npy files of as many.
+
+    Raises UserError where they are none such.
+    """
+    try:
+        pixels, classes = np.load(file, mmap_mode="r", allow_pickle=False), np.load(labels, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"cannot read the arrays {file} and {labels}: {error}") from None
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3 or not pixels.size:
+        raise UserError(f"{file} is {pixels.dtype} {list(pixels.shape)}; wanted uint8 [N, H, W, 3]")
+    if classes.dtype.kind not in "iu" or classes.shape != (len(pixels),) or classes.min() < 0:
+        raise UserError(f"{labels} is {classes.dtype} {list(classes.shape)}; wanted {len(pixels)} classes from 0")
+    return pixels, classes.astype(np.int64)
 
 
 def _image_folder(data: str, needed: Collection[str]) -> Source:

@@ -124,7 +124,7 @@ def curves(
         _logarithmic(score)
     # What the line styles mean, where they leave room for it.
     loss.legend(handles=[Line2D([], [], color="0.3", label=SPLITS[split], **style) for split, style in styles.items()])
-    _name_lines(score, {names[label]: (_end(rows, judged_by), colours[label]) for label, rows in runs.items()})
+    name_lines(score, {names[label]: (_end(rows, judged_by), colours[label]) for label, rows in runs.items()})
     said = next(iter(runs)) if len(runs) == 1 else f"{len(runs)} runs"
     entitle(figure, title or f"{said}: loss and {judged_by.title} after each epoch")
     save(figure, path)
@@ -175,7 +175,7 @@ def _ending(label: str, rows: Sequence[Mapping[str, float]], judged_by: JudgedBy
     return plain("\n".join([*textwrap.wrap(label, NAME_WIDTH), *textwrap.wrap(", ".join(figures), NAME_WIDTH + 4)]))
 
 
-def _name_lines(axes: Axes, names: Mapping[str, tuple[float | None, str]]) -> None:
+def name_lines(axes: Axes, names: Mapping[str, tuple[float | None, str]]) -> None:
     """Names at the right of `axes`, in their colours, as high as their (value, colour) and none on another."""
     line = 0.18 / (axes.figure.get_figheight() - 1.2)  # height of one, where the axes are 1
     scale = axes.transScale + axes.transLimits

@@ -24,6 +24,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "comparison": "What the networks have in common stands below the title; the bars are what differs.",
         "confusion": "Which classes are taken for which.",
         "roc": "Each class against the rest, at every threshold.",
+        "corruptions": "Accuracy and calibration on images that are corrupted more and more.",
         "reliability": "Whether it is right as often as it says.",
     },
     "What it gets wrong": {"worst": "The worst of all."},

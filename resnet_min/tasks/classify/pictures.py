@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -225,4 +225,29 @@ def reliability(calibration: Calibration, path: str | Path, *, title: str) -> No
         axes.grid(color="0.9")
         axes.spines[["top", "right"]].set_visible(False)
     figures.entitle(figure, f"{title}\nexpected calibration error {calibration.error:.2f}%")
+    figures.save(figure, path)
+
+
+def corruptions(rows: Sequence[Mapping[str, Any]], clean: Mapping[str, float], path: Path, *, title: str) -> None:
+    """Accuracy and calibration error over the severity of each corruption; 0 is the image as it is.
+
+    rows: corruption, severity, accuracy, calibration_error, by severity; clean: the latter two.
+    """
+    names = list(dict.fromkeys(row["corruption"] for row in rows))
+    figure = new_figure(11, max(4.4, 0.26 * len(names) + 1.2))
+    left, right = figure.subplots(1, 2)
+    for axes, key, what in ((left, "accuracy", "accuracy (%)"), (right, "calibration_error", "calibration error (%)")):
+        ends = {}
+        for number, name in enumerate(names):
+            mine = [row for row in rows if row["corruption"] == name]
+            style = {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number // len(COLOURS) % 2]}
+            values = [clean[key], *(row[key] for row in mine)]
+            axes.plot([0, *(row["severity"] for row in mine)], values, marker="o", markersize=4, **style)
+            ends[plain(name)] = (values[-1], style["color"])
+        axes.set_title(what, fontsize=10, loc="left")
+        axes.set(xlabel="severity", ylim=(0, None))
+        axes.grid(color="0.9")
+        axes.spines[["top", "right"]].set_visible(False)
+        figures.name_lines(axes, ends)
+    figures.entitle(figure, f"{title}\nand when they are corrupted")
     figures.save(figure, path)

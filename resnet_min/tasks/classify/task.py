@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ from ...data.sources import NEEDED
 from ...model import ResNet, count_macs, count_parameters
 from ...training.hardware import Hardware
 from ..task import Answer, Evaluation, Task, backbone, check_finite, with_bar
-from . import report
+from . import report, shift
 from .options import ClassifyConfig
 
 SAID = 3  # classes that an answer names
@@ -108,6 +109,14 @@ class Classify(Task):
             pictures.draw(found, images, logits, picture_of, options, title)
         figures = {"tta": options.tta, "loss": loss, "parameters": count_parameters(net), "macs": macs}
         figures |= {"images_per_second": speed, **report.as_dict(found)}
+        tables = {"Figures of each class": report.cells(found)}
+        if options.corrupt:
+            figures["corruptions"] = rows = self._under_shift(net, images, len(dataset.classes), where, options)
+            tables["Accuracy under shift"] = shown = shift.table(rows, figures)
+            print("", *(f"{name:20}" + "".join(f"{cell:>12}" for cell in cells) for name, *cells in shown), sep="\n")
+            if where.world.first:
+                pictures.corruptions(rows, figures, picture_of("corruptions"), title=title)
+                print(f"accuracy under shift: {picture_of('corruptions')}")
         auc = figures["macro"]["auc"]
         columns = {
             "accuracy": f"{found.accuracy:.2f}%",
@@ -115,7 +124,21 @@ class Classify(Task):
             "calibration error": f"{found.calibration.error:.2f}%",
             "macro AUC": "undefined" if auc is None else f"{auc:.4f}",
         }
-        return Evaluation(figures, columns, {"Figures of each class": report.cells(found)})
+        return Evaluation(figures, columns, tables)
+
+    def _under_shift(
+        self, net: nn.Module, images: Split, classes: int, where: Hardware, options: argparse.Namespace
+    ) -> list[dict[str, Any]]:
+        """Accuracy and calibration error of each corruption and severity."""
+        rows = []
+        for name, severity, some in shift.variants(images, options.corrupt, classes):
+            batches = self.batches(some, where, options.batch_size)
+            _, accuracy, logits = predict(net, with_bar(batches, where, f"{name} {severity}"), where)
+            probabilities = report.softmax(logits)
+            right = probabilities.argmax(1) == some.labels.numpy()
+            error = report.calibrate(right, probabilities.max(1)).error
+            rows.append({"corruption": name, "severity": severity, "accuracy": accuracy, "calibration_error": error})
+        return rows
 
     def answer(
         self,
