@@ -38,7 +38,7 @@ class Classify(Task):
         return data.load(
             config.data, data_dir=config.data_dir, cache_dir=config.cache_dir, image_size=config.image_size,
             val_size=config.val_size, seed=config.split_seed, limit=config.limit, train_share=config.train_share,
-            needed=needed,
+            needed=needed, normalised=bool(config.mean and config.std),
         )  # fmt: skip
 
     def read(self, file: str) -> Split:
