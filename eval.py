@@ -217,7 +217,7 @@ def everything(args: argparse.Namespace, config: TaskConfig) -> argparse.Namespa
 
 def draw_logs(paths: dict[str, Path], folder: Path, kind: str, judged_by: Figure) -> dict[str, Path]:
     """Draw the curves of runs over each other: what is drawn -> its file. Nothing where one has no log."""
-    from resnet_min.runs.folder import read_rows
+    from resnet_min.runs.folder import from_start, read_rows
     from resnet_min.viz import figures
 
     drawn = {}
@@ -226,7 +226,13 @@ def draw_logs(paths: dict[str, Path], folder: Path, kind: str, judged_by: Figure
     for what, (log, draw) in draws.items():
         if all((path.parent / log).is_file() for path in paths.values()):
             drawn[what] = folder / f"{what}.{kind}"
-            draw({name: read_rows(path, log) for name, path in paths.items()}, drawn[what])
+            logs = {name: read_rows(path, log) for name, path in paths.items()}
+            if what == "curves":
+                logs = {
+                    name: from_start(path, rows)
+                    for (name, rows), path in zip(logs.items(), paths.values(), strict=True)
+                }
+            draw(logs, drawn[what])
     return drawn
 
 

@@ -143,7 +143,7 @@ def train(job: Job, folder: Path, overwrite: bool, saved_at: Path | None, pace: 
 
     from resnet_min.model import count_parameters
     from resnet_min.runs.environment import environment, say_processes
-    from resnet_min.runs.folder import Run, starts
+    from resnet_min.runs.folder import Run, from_start, starts
     from resnet_min.runs.results import epoch_to_converge
     from resnet_min.runs.watch import TensorBoard, Watch
     from resnet_min.tasks.task import with_bar
@@ -258,7 +258,7 @@ def train(job: Job, folder: Path, overwrite: bool, saved_at: Path | None, pace: 
     if not world.first:
         return None
     rows = run.rows
-    figures.curves({folder.name: rows}, curves, figure)
+    figures.curves({folder.name: from_start(folder, rows)}, curves, figure)
     if board:
         board.end(config, rows[-1], [curves])
     print(f"result: test {figure.words(rows[-1], 'test')} (epoch {rows[-1]['epoch']}, the last)")

@@ -172,6 +172,8 @@ def main(argv: list[str] | None = None) -> None:
             figures.sweep(points, picture, judged_by, args.over, args.title)
         else:
             judged_by = tasks.figure_of(row for rows in logs for row in rows)
+            whole = zip(runs.items(), args.curves, strict=True)
+            runs = {label: run.from_start(place, rows) for (label, rows), place in whole}
             figures.curves(runs, picture, judged_by, title=args.title)
         return print(f"curves: {picture}")
 

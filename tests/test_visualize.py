@@ -290,6 +290,17 @@ def test_runs_of_one_name_are_told_apart(tmp_path, monkeypatch):
     assert list(drawn) == ["run"]
 
 
+def test_curves_begin_with_the_loss_before_anything_was_learnt(tmp_path, monkeypatch, drawn):
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path / "run")
+    lines = [json.dumps({"step": step, "lr": 0.1, "loss": loss}) for step, loss in ((1, 2.3), (2, 2.1))]
+    Path("run/steps.jsonl").write_text("\n".join(lines) + "\n")
+    visualize.main(["--curves", "run/metrics.jsonl"])
+    loss, accuracy = drawn[0].axes
+    assert loss.lines[0].get_xydata()[:2].tolist() == [[0, 2.3], [1, 1]]
+    assert list(accuracy.lines[0].get_xdata()) == [1, 2, 3]
+
+
 def test_labels_a_title_and_a_format(tmp_path, monkeypatch, capsys, drawn):
     monkeypatch.chdir(tmp_path)
     for name in ("one", "two"):

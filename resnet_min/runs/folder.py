@@ -122,6 +122,16 @@ def names(runs: Sequence[Path]) -> list[str]:
     return short if len(set(short)) == len(short) else [str(run) for run in runs]
 
 
+def from_start(run: str | Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A run's rows for curves, before them epoch 0: the loss of the first step, which nothing had been learnt for.
+
+    Without it, where the run has no log of its steps.
+    """
+    run = Path(run)
+    steps = _lines((run if run.is_dir() else run.parent) / "steps.jsonl")[:1]
+    return [{"epoch": 0, "train_loss": step["loss"]} for step in steps if _is_number(step.get("loss"))] + rows
+
+
 def named_by(labels: Sequence[str] | None, names: Sequence[str]) -> Sequence[str]:
     """What --label calls runs, or else `names`. Raises UserError where they are not as many, or two are alike."""
     if labels is None:
