@@ -4,6 +4,7 @@
     python eval.py                                    the newest run's last checkpoint, on its own test images
     python eval.py runs/resnet20-digits-1 --confusion --roc --reliability --worst 20
     python eval.py runs/resnet18-1 runs/resnet18-plain-1         one table and one figure that compare them
+    python eval.py runs/A runs/B --report page.html   everything about them in one file, side by side
     python eval.py model.pt --data FOLDER --tta flip --json figures.json
     python eval.py runs/resnet18-part_B_final-1 --worst 4        crowd counting: MAE, MSE and density maps
     python eval.py runs/resnet20-digits-1 --images a.jpg FOLDER  what it says of your own images, of any size
@@ -38,6 +39,8 @@ from resnet_min.files import printable, write_whole
 from resnet_min.tasks import TASKS
 
 if TYPE_CHECKING:
+    from resnet_min.config import Figure
+    from resnet_min.tasks.options import TaskConfig
     from resnet_min.tasks.task import Evaluation, Split
     from resnet_min.tasks.trained import Trained
     from resnet_min.training.distributed import World
@@ -72,6 +75,10 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--amp", choices=("auto", "bf16", "off"), help="bf16 autocast (default: as in training)")
     parser.add_argument("--kernels", choices=("auto", "extension", "reference"), default="auto", help="(default: auto)")
     parser.add_argument("--json", metavar="FILE", help="write every figure, or every answer, to this file")
+    parser.add_argument("--report", metavar="FILE", help="draw everything, and put it into this one HTML file")
+    parser.add_argument("--title", help="the pictures' title (default: what they show)")
+    parser.add_argument("--label", nargs="+", metavar="NAME", help="what to call the networks, in their order")
+    parser.add_argument("--format", choices=("png", "svg", "pdf"), default="png", help="of the pictures (default: png)")
     parser.add_argument(
         "--out",
         metavar="DIR",
@@ -94,7 +101,7 @@ def refuse_foreign(args: argparse.Namespace, task: str, path: Path) -> None:
 
 def refuse_beside_images(args: argparse.Namespace) -> None:
     """Raise UserError where a flag was given that would change nothing beside --images."""
-    others = ["data", "data_dir", "cache_dir", "split", "worst", "out"]
+    others = ["data", "data_dir", "cache_dir", "split", "worst", "out", "title", "label", "report"]
     others += [option for config in TASKS.values() for option in config.evaluation]
     if given := [flag(option) for option in others if getattr(args, option)]:
         raise UserError(f"{', '.join(given)} would change nothing: --images only says what the network answers")
@@ -144,8 +151,8 @@ def answer(args: argparse.Namespace, subject: Trained, where: Hardware) -> None:
     print(f"{len(rows) - len(failed):,} answered, {len(failed):,} skipped")
 
 
-def print_table(results: dict[str, Evaluation]) -> None:
-    """A line for each network, by its name."""
+def table_of(results: dict[str, Evaluation]) -> list[list[str]]:
+    """A head, and a row for each network, by its name."""
     rows = {
         name: {
             **result.columns,
@@ -155,16 +162,27 @@ def print_table(results: dict[str, Evaluation]) -> None:
         }
         for name, result in results.items()
     }
-    wide = max(map(len, rows))
-    heads = list(next(iter(rows.values())))
-    widths = [max(9, len(head), *(len(row[head]) for row in rows.values())) for head in heads]
-    for name, cells in (("network", heads), *((name, list(row.values())) for name, row in rows.items())):
-        print(f"{name:{wide}}" + "".join(f"  {cell:>{width}}" for cell, width in zip(cells, widths, strict=True)))
+    return [["network", *next(iter(rows.values()))], *([name, *row.values()] for name, row in rows.items())]
 
 
-def picture_of(folder: Path, prefix: str, what: str) -> Path:
-    """Where the picture of `what` goes: beside another checkpoint than a run's last, under that one's name."""
-    return folder / f"{prefix}{what}.png"
+def print_table(rows: list[list[str]]) -> None:
+    """Rows of cells, aligned."""
+    wide, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
+    for name, *cells in rows:
+        print(
+            f"{name:{wide}}" + "".join(f"  {cell:>{max(9, width)}}" for cell, width in zip(cells, widths, strict=True))
+        )
+
+
+class Pictures:
+    """Where pictures go: beside another checkpoint than a run's last, under that one's name. `drawn` has them all."""
+
+    def __init__(self, folder: Path, prefix: str, kind: str) -> None:
+        self.folder, self.prefix, self.kind = folder, prefix, kind
+        self.drawn: dict[str, Path] = {}
+
+    def __call__(self, what: str) -> Path:
+        return self.drawn.setdefault(what, self.folder / f"{self.prefix}{what}.{self.kind}")
 
 
 def names_of(names: Sequence[str], sources: Sequence[str]) -> list[str]:
@@ -185,8 +203,37 @@ def main(argv: list[str] | None = None) -> None:
 
     from resnet_min.training import distributed
 
+    if args.report and args.format == "pdf":
+        raise UserError("--report puts pictures into a page: --format png or svg")
     with distributed.joined() as world:
         evaluate(args, world)
+
+
+def everything(args: argparse.Namespace, config: TaskConfig) -> argparse.Namespace:
+    """The options with every picture of the task asked for."""
+    flags = {name: True for name, how in config.evaluation.items() if how.get("action") == "store_true"}
+    return argparse.Namespace(**{**vars(args), **flags, "worst": args.worst or config.reported})
+
+
+def draw_logs(paths: dict[str, Path], folder: Path, kind: str, judged_by: Figure) -> dict[str, Path]:
+    """Draw the curves of runs over each other: what is drawn -> its file. Nothing where one has no log."""
+    from resnet_min.runs.folder import from_start, read_rows
+    from resnet_min.viz import figures
+
+    drawn = {}
+    curves = partial(figures.curves, judged_by=judged_by)
+    draws = {"curves": ("metrics.jsonl", curves), "steps": ("steps.jsonl", figures.steps)}
+    for what, (log, draw) in draws.items():
+        if all((path.parent / log).is_file() for path in paths.values()):
+            drawn[what] = folder / f"{what}.{kind}"
+            logs = {name: read_rows(path, log) for name, path in paths.items()}
+            if what == "curves":
+                logs = {
+                    name: from_start(path, rows)
+                    for (name, rows), path in zip(logs.items(), paths.values(), strict=True)
+                }
+            draw(logs, drawn[what])
+    return drawn
 
 
 def evaluate(args: argparse.Namespace, world: World) -> None:
@@ -196,9 +243,11 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
     from resnet_min import ops, weights
     from resnet_min.model import count_parameters
     from resnet_min.runs import folder as runs
-    from resnet_min.tasks import trained
+    from resnet_min.runs.records import about
+    from resnet_min.tasks import inside, trained
     from resnet_min.training import checkpoint, hardware
     from resnet_min.viz import figures as drawing
+    from resnet_min.viz import page
 
     ops.set_backend(args.kernels)
     split = args.split or "test"
@@ -209,8 +258,10 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
     find += [] if args.weights is None else [partial(weights.find, args.weights)]
     paths = world.shared(lambda: list(dict.fromkeys(one() for one in find)))
     names = runs.names([path.parent if path.name == "last.pt" else path for path in paths])
+    names = list(runs.named_by(args.label, names))
     results: list[Evaluation] = []
     all_figures: list[dict[str, Any]] = []
+    networks: list[page.Network] = []
     first = None
     for path, name in zip(paths, names, strict=True):
         print(("\n" if results else "") + f"checkpoint: {path}{' (the newest run)' if newest else ''}")
@@ -243,11 +294,17 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
         folder = Path(args.out or ("" if path.parent == weights.FOLDER else path.parent))
         if args.out and len(paths) > 1:  # a folder each
             folder /= name.strip("/").replace("/", "-")
-        prefix = "" if path.stem == "last" else f"{path.stem}-"
-        result = subject.task.evaluate(net, dataset, split, where, args, partial(picture_of, folder, prefix))
+        picture_of = Pictures(folder, "" if path.stem == "last" else f"{path.stem}-", args.format)
+        options = everything(args, config) if args.report else args
+        result = subject.task.evaluate(net, dataset, split, where, options, picture_of)
         results.append(result)
-        about = {"checkpoint": str(path), "name": name, "data": dataset.source, "split": split}
-        all_figures.append({**about, **result.figures})
+        facts = {"checkpoint": str(path), "name": name, "data": dataset.source, "split": split}
+        all_figures.append({**facts, **result.figures})
+        if args.report and world.first:
+            inside.draw(subject, dataset.splits[split], f"{config.network} ({name})", picture_of)
+            ours = ", ".join(f"{head} {cell}" for head, cell in result.columns.items())
+            about_it = about(path.parent, config, subject.epoch, f"{split}: {ours}")
+            networks.append(page.Network(name, about_it, picture_of.drawn, result.tables))
 
     if not world.first:
         return
@@ -255,15 +312,22 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
         sources = [figures["data"] for figures in all_figures]
         labels = names_of(names, sources)
         print()
-        print_table(dict(zip(labels, results, strict=True)))
+        print_table(table_of(dict(zip(labels, results, strict=True))))
         if len(set(sources)) > 1:
             print("their images differ, so their figures are not comparable")
         where = Path(sources[0]).name if len(set(sources)) == 1 else "its own data"
-        picture = Path(args.out or "", "comparison.png")
-        title = f"{len(results)} networks, each on the {split} images of {where}"
+        picture = Path(args.out or "", f"comparison.{args.format}")
+        title = args.title or f"{len(results)} networks, each on the {split} images of {where}"
         rows = {label: result.figures for label, result in zip(labels, results, strict=True)}
         drawing.comparison(rows, picture, first.task.config.figure, title=title)
         print(f"comparison: {picture}")
+    if args.report:
+        runs_of = dict(zip(names, paths, strict=True))
+        shared = draw_logs(runs_of, Path(args.out or ("" if len(paths) > 1 else folder)), args.format, config.figure)
+        shared |= {"comparison": picture} if len(results) > 1 else {}
+        title = args.title or f"{' and '.join(names)}: {config.purpose}"
+        page.write(args.report, title, networks, shared, table_of(dict(zip(names, results, strict=True))))
+        print(f"report: {args.report}")
     if args.json:
         figures = all_figures if len(all_figures) > 1 else all_figures[0]
         write_whole(args.json, json.dumps(figures, indent=1) + "\n")

@@ -288,6 +288,7 @@ if __name__ == "__main__":
         extras_require={
             "test": ["pytest", "hypothesis"],
             "cuda": [CUDA_WHEELS],
+            "tensorboard": ["tensorboard"],
             "serving": ["onnx", "onnxscript", "onnxruntime", "openvino", "safetensors"],
         },
         # optional: setuptools goes on where it was not built. The sources, all of them, are for source distributions.

@@ -8,6 +8,8 @@
     python train.py --resume runs/resnet20-digits-1          continue an interrupted run (bit-exact on a CPU)
     torchrun --nproc-per-node 2 train.py --recipe digits     with several processes, see docs/several-machines.md
 
+In Python and notebooks, `train.main(["--recipe", "digits"])` returns the run: its `folder`, and `rows` of metrics.
+
 A run writes a folder: config.json, environment.jsonl (versions and hardware, one line per start), metrics.jsonl (one
 per epoch), steps.jsonl (one per step), last.pt, best.pt where there is a validation split, curves.png. The test set
 never selects: without a validation split the result is the last epoch's.
@@ -23,7 +25,6 @@ if __name__ == "__main__":
 import argparse
 import contextlib
 import dataclasses
-import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,7 @@ from resnet_min.config import Config, flag
 from resnet_min.tasks import TASKS
 
 if TYPE_CHECKING:
+    from resnet_min.runs.folder import Run
     from resnet_min.runs.job import Job
     from resnet_min.runs.pace import Pace
     from resnet_min.training.distributed import World
@@ -49,7 +51,10 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--resume", metavar="RUN", help="continue a run, given its folder or checkpoint")
     parser.add_argument("--out", metavar="DIR", help="run folder (default: runs/ARCH[-plain]-DATA-K)")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in --out")
-    parser.add_argument("--dry-run", action="store_true", help="print model, data and learning rates without training")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print model, data, learning rates and how long it would take"
+    )
+    parser.add_argument("--log", choices=("tensorboard",), help="also write the figures for it, into the run's folder")
     purposes = "; ".join(f"{name}: {config.purpose}" for name, config in TASKS.items())
     parser.add_argument("--task", choices=TASKS, help=f"{purposes} (default: by the recipe or the data)")
     common = {item.name: item for item in dataclasses.fields(Config)}
@@ -77,7 +82,8 @@ def add_options(parser: argparse._ActionsContainer, options: list[dataclasses.Fi
         parser.add_argument(*item.metadata["flags"], flag(item.name), dest=item.name, **how)
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> Run | None:
+    """Train as the command line asks; the run, where there is one and this process is the one that wrote it."""
     flags = vars(get_parser().parse_args(argv))
     if flags.pop("list_recipes", False):
         return print(recipes.describe())
@@ -85,17 +91,18 @@ def main(argv: list[str] | None = None) -> None:
     from resnet_min.training import distributed
 
     with distributed.joined() as world:
-        prepare_and_train(flags, world)
+        return prepare_and_train(flags, world)
 
 
-def prepare_and_train(flags: dict[str, Any], world: World) -> None:
+def prepare_and_train(flags: dict[str, Any], world: World) -> Run | None:
     """What the command line asks for, as one of the processes of `world`: the first alone writes and prints."""
-    recipe, out, resume = (flags.pop(name, None) for name in ("recipe", "out", "resume"))
+    recipe, out, resume, log = (flags.pop(name, None) for name in ("recipe", "out", "resume", "log"))
     overwrite, dry_run = (flags.pop(name, False) for name in ("overwrite", "dry_run"))
 
     from resnet_min.runs.folder import held, new_folder, of_launch
     from resnet_min.runs.job import announce, check_milestones, configure, describe_recipe, plan, prepare, reopen
     from resnet_min.runs.pace import Pace
+    from resnet_min.runs.watch import forecast
     from resnet_min.training import distributed, hardware, transfer
 
     # What to train
@@ -119,23 +126,27 @@ def prepare_and_train(flags: dict[str, Any], world: World) -> None:
     if "milestones" in flags:
         check_milestones(job.config, job.steps)
     if dry_run:
-        return print(*plan(job), sep="\n")
+        return print(*plan(job), *forecast(job), sep="\n")
     if saved_at is None and config.pretrained != "none":
         skipped = transfer.load_pretrained(job.net, config.pretrained, config.arch)
         print(f"weights: {config.pretrained}" + (f", except {', '.join(skipped)}" if skipped else ""))
     folder = world.shared(lambda: new_folder(out, config, job.dataset.name) if saved_at is None else saved_at.parent)
     with held(folder) if world.first else contextlib.nullcontext(), Pace(config.save_every, world.any) as pace:
-        train(job, folder, overwrite, saved_at, pace)
+        return train(job, folder, overwrite, saved_at, pace, log)
 
 
-def train(job: Job, folder: Path, overwrite: bool, saved_at: Path | None, pace: Pace) -> None:
+def train(job: Job, folder: Path, overwrite: bool, saved_at: Path | None, pace: Pace, log: str | None) -> Run | None:
     """Train in a run's folder: a new run, or the one that the checkpoint `saved_at` goes on with."""
-    from tqdm import tqdm
+    from time import perf_counter
+
+    from tqdm.auto import tqdm
 
     from resnet_min.model import count_parameters
     from resnet_min.runs.environment import environment, say_processes
-    from resnet_min.runs.folder import Run, starts
+    from resnet_min.runs.folder import Run, from_start, starts
     from resnet_min.runs.results import epoch_to_converge
+    from resnet_min.runs.watch import TensorBoard, Watch
+    from resnet_min.tasks.task import with_bar
     from resnet_min.training import checkpoint, transfer
     from resnet_min.training.cuda_graph import Recorder
     from resnet_min.training.loop import Diverged, Progress, train_one_epoch
@@ -175,10 +186,16 @@ def train(job: Job, folder: Path, overwrite: bool, saved_at: Path | None, pace: 
         if world.first:
             checkpoint.save(last, checkpoint.snapshot(net, optimizer, config, job.dataset.classes, *at))
 
+    def between_steps(bar: Any) -> None:
+        watch.after_step(bar, progress)
+        pace.ask(keep_within_epoch)
+
     if world.first and saved_at is not None and not progress.taken:  # it may have been killed just before
         keep_best(saved)
 
     # Train
+    watch = Watch(job, done)
+    board = TensorBoard(folder, done * steps) if log and world.first else None
     model = world.parallel(net, job.sync_bn)
     recorder = Recorder() if config.cuda_graph and where.device.type == "cuda" else None
     for epoch in range(done + 1, config.epochs + 1):
@@ -190,12 +207,14 @@ def train(job: Job, folder: Path, overwrite: bool, saved_at: Path | None, pace: 
             optimizer, model = make_optimizer(config, net), world.parallel(net, job.sync_bn)
         first = (epoch - 1) * steps
         rates = [learning_rate(config, first + step, steps) for step in range(steps)]
-        hidden = not (world.first and sys.stderr.isatty())
+        hidden = None if world.first else True  # None: on terminals and in notebooks only
+        shape = "{desc}: {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt}{postfix}"
+        bar = partial(tqdm, total=steps, leave=False, disable=hidden, bar_format=shape)
         try:
-            with tqdm(job.batches.epoch(epoch), f"epoch {epoch}", steps, leave=False, disable=hidden) as batches:
+            with bar(job.batches.epoch(epoch), f"epoch {epoch}/{config.epochs}") as batches:
                 losses, trained = train_one_epoch(
                     model, batches, optimizer, rates, where, task.loss,
-                    after_step=partial(pace.ask, keep_within_epoch), recorder=recorder, progress=progress,
+                    after_step=partial(between_steps, batches), recorder=recorder, progress=progress,
                 )  # fmt: skip
         except Diverged as error:
             kept = "no epoch was finished"
@@ -207,15 +226,20 @@ def train(job: Job, folder: Path, overwrite: bool, saved_at: Path | None, pace: 
         seconds = progress.seconds
         row = {"epoch": epoch, "step": first + steps, "lr": rates[-1]}
         row |= {"train_loss": losses.double().mean().item(), f"train_{figure.key}": trained}
+        began, looking = perf_counter(), None
         for name, batches in job.held_out.items():
             if epoch == config.epochs or (name == job.watched and epoch % config.val_every == 0):
-                images = pace.asked(batches.ordered(), keep_within_epoch)
+                images = pace.asked(with_bar(batches, where), keep_within_epoch)
                 row |= {f"{name}_{key}": value for key, value in task.judge(net, images, where).items()}
+                looking = perf_counter() - began
         if not world.first:
             continue
         row |= {"seconds": seconds, "images_per_second": len(job.dataset.splits["train"]) / seconds}
         trace = zip(range(first + 1, first + steps + 1), rates, losses.tolist(), strict=True)
-        run.log(row, [{"step": step, "lr": rate, "loss": loss} for step, rate, loss in trace])
+        trace = [{"step": step, "lr": rate, "loss": loss} for step, rate, loss in trace]
+        run.log(row, trace)
+        if board:
+            board.log(row, trace)
 
         content = checkpoint.snapshot(net, optimizer, config, job.dataset.classes, epoch, first + steps)
         checkpoint.save(last, content)
@@ -225,15 +249,18 @@ def train(job: Job, folder: Path, overwrite: bool, saved_at: Path | None, pace: 
         print(
             f"epoch {epoch}/{config.epochs}  lr {rates[-1]:.5f}  loss {row['train_loss']:.4f}  {figure.title}: "
             + ", ".join(f"{name} {figure.shown(value)}" for name, value in values.items())
-            + f"  {seconds:.1f} s  {row['images_per_second']:,.0f} images/s",
+            + f"  {seconds:.1f} s  {row['images_per_second']:,.0f} images/s"
+            + watch.finished(epoch, looking),
             flush=True,
         )
 
     # The result
     if not world.first:
-        return
+        return None
     rows = run.rows
-    figures.curves({folder.name: rows}, curves, figure)
+    figures.curves({folder.name: from_start(folder, rows)}, curves, figure)
+    if board:
+        board.end(config, rows[-1], [curves])
     print(f"result: test {figure.words(rows[-1], 'test')} (epoch {rows[-1]['epoch']}, the last)")
     best = figure.best_row(rows, job.watched)
     value = figure.shown(figure.of(best, job.watched))
@@ -251,6 +278,7 @@ def train(job: Job, folder: Path, overwrite: bool, saved_at: Path | None, pace: 
         f"{len(rows)} epochs in {sum(row['seconds'] for row in rows):,.0f} s of training on {where}"
         + (f", training loss converged at epoch {converged}" if converged is not None else "")
     )
+    return run
 
 
 if __name__ == "__main__":

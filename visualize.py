@@ -6,11 +6,14 @@
     python visualize.py --layer layer2 --what features --image 7            the maps of test image 7 (or of a file)
     python visualize.py --layer layer2 --what top --channel 5               the test images that excite channel 5 most
     python visualize.py --layer all --what reconstruct --image 7            the reverse ResNet, from every depth
+    python visualize.py --layer conv1 --what reconstruct --channel all      every channel alone, the strongest circled
     python visualize.py --layer layer3 --what gradcam --image 7 --class cat
+    python visualize.py --augment --image 7                     an image as training draws it
     python visualize.py --image cat.jpg                         what it predicts: classes, or a crowd's density
     python visualize.py --weights cifar10 --image cat.jpg       of trained weights that come with the package, if any do
     python visualize.py --list-layers           the names that --layer takes, output shapes, receptive fields
     python visualize.py --curves runs/resnet18-digits-1 runs/resnet18-plain-digits-1
+    python visualize.py --curves runs/tiny-* --over dropout     the last figures over an option of the runs
 
 Filters are drawn per input channel, in colours symmetric about zero, and fused as RGB where the input is RGB. The
 reverse ResNet is after Zeiler and Fergus; resnet_min/viz/deconvnet.py says how, and what --shortcut means.
@@ -24,10 +27,19 @@ if __name__ == "__main__":
     leave_on_interrupt()
 
 import argparse
+import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from resnet_min.files import printable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from resnet_min.tasks.task import Split, Task
+
+AUGMENTED = range(2, 7)  # epochs whose draws --augment shows, beside the first's
 
 # What each option goes with; one that would change nothing is an error.
 GOES_WITH = {
@@ -36,7 +48,13 @@ GOES_WITH = {
     "class": ("gradcam",),
     "shortcut": ("reconstruct",),
     "rectify": ("reconstruct",),
+    "scale": ("features",),
+    "grey": ("features",),
 }
+
+
+def channel(text: str) -> int | str:
+    return text if text == "all" else int(text)
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -48,9 +66,17 @@ def get_parser() -> argparse.ArgumentParser:
         "--weights", metavar="NAME", help="trained weights that come with the package instead: cifar10, …"
     )
     main = parser.add_mutually_exclusive_group()
-    main.add_argument("--layer", metavar="NAME", help="the layer to look at; all: the stem and every stage")
+    main.add_argument(
+        "--layer", nargs="+", metavar="NAME",
+        help="the layer to look at, or several; stem: what the first stage takes; all: the stem and every stage",
+    )  # fmt: skip
     main.add_argument("--list-layers", action="store_true", help="print the layers' names and output shapes")
     main.add_argument("--curves", nargs="+", metavar="RUN", help="draw the loss and accuracy of runs over each other")
+    main.add_argument("--augment", action="store_true", help="draw --image as training does: translated, flipped, …")
+    parser.add_argument("--over", metavar="OPTION", help="with --curves: the last figures of the runs over this option")
+    parser.add_argument(
+        "--label", nargs="+", metavar="NAME", help="with --curves: what to call the runs, in their order"
+    )
     parser.add_argument("--steps", action="store_true", help="with --curves: plot the training loss of every step")
     parser.add_argument(
         "--what", choices=("filters", "features", "top", "reconstruct", "gradcam"),
@@ -60,8 +86,16 @@ def get_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--image", metavar="FILE|INDEX", help="a picture, or a test image's number (default: 0)")
     parser.add_argument(
-        "--channel", type=int, metavar="K", help="only this channel (default: the most strongly activated)"
+        "--channel", type=channel, nargs="+", metavar="K",
+        help="only these channels, such as the same for two networks; all: every one (default: the most strongly "
+        "activated)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--scale",
+        choices=("layer", "map"),
+        help="features in one scale a layer, or each map in its own (default: layer)",
     )
+    parser.add_argument("--grey", action="store_true", default=None, help="features in grey")
     parser.add_argument("--class", metavar="NAME", help="class for gradcam (default: the predicted one)")
     parser.add_argument(
         "--shortcut", choices=("add", "subtract", "main"),
@@ -73,9 +107,11 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", help="where test images are from (default: the run's own data)")
     parser.add_argument("--data-dir", help="where named data sets are (default: the run's own)")
     parser.add_argument("--cache-dir", help="cache for decoded images (default: the run's own)")
+    parser.add_argument("--title", default="", help="the picture's title (default: what is drawn)")
+    parser.add_argument("--format", choices=("png", "svg", "pdf"), help="kind of picture without --out (default: png)")
     parser.add_argument(
         "--out", metavar="FILE", help="picture to write: .png, .pdf or .svg "
-        "(default: WHAT-LAYER.png beside the checkpoint, of --weights here; curves.png or steps.png here)",
+        "(default: WHAT-LAYER beside the checkpoint, of --weights here; curves or steps here)",
     )  # fmt: skip
     return parser
 
@@ -83,25 +119,35 @@ def get_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     parser = get_parser()
     args = parser.parse_args(argv)
-    what = args.what or ("features" if args.layer == "all" else "filters")
-    answer = args.layer is None and not args.list_layers and not args.curves
+    several = args.layer is not None and (len(args.layer) > 1 or args.layer == ["all"])
+    what = args.what or ("features" if several else "filters")
+    answer = not (args.layer or args.list_layers or args.curves or args.augment)
     for option, kinds in GOES_WITH.items():
-        if option == "image" and answer:
+        if option == "image" and (answer or args.augment):
             continue
         if getattr(args, option) is not None and (args.layer is None or what not in kinds):
             parser.error(f"--{option} goes with --layer and --what {' or '.join(kinds)}")
     if args.what and args.layer is None:
         parser.error("--what goes with --layer")
-    if args.layer == "all" and (args.channel is not None or what in ("filters", "top")):
-        parser.error("--layer all goes with --what features, reconstruct or gradcam, and without --channel")
+    if several and (what in ("filters", "top") or (args.channel and (what != "features" or "all" in args.channel))):
+        parser.error("several layers go with --what features, reconstruct or gradcam; with --channel K only features")
+    if args.layer and "all" in args.layer[1:] + args.layer[:-1]:
+        parser.error("--layer all is all of them: name no other")
+    if args.channel and "all" in args.channel and (len(args.channel) > 1 or what == "top"):
+        parser.error("--channel all is every one, for --what features and reconstruct: name no other")
     if answer and args.image is None:
-        parser.error("one of --layer, --list-layers, --curves and --image is needed")
+        parser.error("one of --layer, --list-layers, --curves, --augment and --image is needed")
     if args.curves and args.checkpoint is not None:
         parser.error("name runs after --curves, not before it")
     if args.weights is not None and (args.curves or args.checkpoint is not None):
         parser.error("--weights takes the place of CKPT, and --curves needs neither")
-    if args.steps and not args.curves:
-        parser.error("--steps goes with --curves")
+    if (args.steps or args.over or args.label) and not args.curves:
+        parser.error("--steps, --over and --label go with --curves")
+    if args.steps and args.over:
+        parser.error("--steps and --over are two pictures: draw one of them")
+    if args.out and args.format:
+        parser.error("--out says the format by its ending: leave --format out")
+    kind = args.format or "png"
 
     from resnet_min import tasks, weights
     from resnet_min.data.decode import conversion
@@ -113,14 +159,22 @@ def main(argv: list[str] | None = None) -> None:
     from resnet_min.viz import figures, layers, looking, pictures
 
     if args.curves:
-        picture = Path(args.out or ("steps.png" if args.steps else "curves.png"))
+        which = "over" if args.over else "steps" if args.steps else "curves"
+        picture = Path(args.out or f"{args.over if args.over else which}.{kind}")
         folders = [Path(name) if Path(name).is_dir() else Path(name).parent for name in args.curves]
         logs = [run.read_rows(name, "steps.jsonl" if args.steps else "metrics.jsonl") for name in args.curves]
-        runs = dict(zip(run.names(folders), logs, strict=True))
+        runs = dict(zip(run.named_by(args.label, run.names(folders)), logs, strict=True))
         if args.steps:
-            figures.steps(runs, picture)
+            figures.steps(runs, picture, title=args.title)
+        elif args.over:
+            points = [(run.option_of(place, args.over), rows[-1]) for place, rows in zip(folders, logs, strict=True)]
+            judged_by = tasks.figure_of(row for rows in logs for row in rows)
+            figures.sweep(points, picture, judged_by, args.over, args.title)
         else:
-            figures.curves(runs, picture, tasks.figure_of(row for rows in logs for row in rows))
+            judged_by = tasks.figure_of(row for rows in logs for row in rows)
+            whole = zip(runs.items(), args.curves, strict=True)
+            runs = {label: run.from_start(place, rows) for (label, rows), place in whole}
+            figures.curves(runs, picture, judged_by, title=args.title)
         return print(f"curves: {picture}")
 
     path = checkpoint.find(args.checkpoint) if args.weights is None else weights.find(args.weights)
@@ -129,22 +183,28 @@ def main(argv: list[str] | None = None) -> None:
     task, net, model = subject.task, subject.net, backbone_of(subject.net)
     if args.list_layers:
         return print(*layers.table(model, task.config.input_size), sep="\n")
-    channel = "" if args.channel is None else f"-{args.channel}"
-    stem = f"prediction-{Path(args.image).stem}" if answer else f"{what}-{args.layer}{channel}"
+    named = "-".join([*(args.layer or ()), *map(str, args.channel or ())])
+    stem = f"prediction-{Path(args.image).stem}" if answer else f"{what}-{named}"
+    if args.augment:
+        stem = f"augment-{Path(args.image or '0').stem}"
     beside = Path() if path.parent == weights.FOLDER else path.parent
-    picture = Path(args.out) if args.out else beside / f"{stem}.png"
+    picture = Path(args.out) if args.out else beside / f"{stem}.{kind}"
+    channels = "all" if args.channel == ["all"] else args.channel
+    name = f"{task.config.network} ({path.stem if path.parent == weights.FOLDER else run.names([path.parent])[0]})"
     if args.layer and what == "filters":
-        cut = pictures.filters(layers.convolution(model, args.layer).weight.detach().float(), picture, layer=args.layer)
+        (layer,) = args.layer
+        weight = layers.convolution(model, layer).weight.detach().float()
+        cut = pictures.filters(weight, picture, layer=f"{name}: {layer}", title=args.title)
         return print(*[f"shown: {cut}"] * bool(cut), f"filters: {picture}", sep="\n")
 
-    view = looking.View(model, subject.classes, task.config.mean, task.config.std)
+    config = task.config
+    view = looking.View(net, model, name, subject.classes, config.mean, config.std, args.title)
     if args.layer:
-        looking.check(view, args.layer, args.channel, task.config.input_size)  # before any image is read
+        looking.check(view, args.layer, channels, config.input_size)  # before any image is read
     wanted = getattr(args, "class")
-    if what == "gradcam" and not subject.classes:
-        raise UserError(f"--what gradcam needs a classifier; {path} is not one")
     if wanted is not None and wanted not in subject.classes:
-        raise UserError(f"--class {wanted}: the classes are {', '.join(subject.classes)}")
+        known = f"the classes are {', '.join(subject.classes)}" if subject.classes else "this network tells no classes"
+        raise UserError(f"--class {wanted}: {known}")
     if layers.is_plain(model) and args.shortcut is not None:
         raise UserError("--shortcut: this is a plain network, which has no shortcuts")
 
@@ -156,7 +216,7 @@ def main(argv: list[str] | None = None) -> None:
             some = split if len(numbers) == len(split) else split.subset(numbers)
             return task.batches(some, cpu(), batch_size=256).ordered()
 
-        looking.top(view, batches_of, len(split), args.layer, args.channel, picture)
+        looking.top(view, batches_of, len(split), *args.layer, channels, picture)
         return print(f"top: {picture}")
 
     text = args.image or "0"
@@ -172,6 +232,9 @@ def main(argv: list[str] | None = None) -> None:
         image, name = test.subset([int(text)]), f"test image {text}"
     else:
         raise UserError(f"--image {text}: no such file; wanted a picture, or the number of a test image")
+    if args.augment:
+        looking.augmented(view, draws_of(task, image), name, picture)
+        return print(f"augmented: {picture}")
     (said,) = task.answer(net, [(name, image)], subject.classes, cpu(), picture=picture if answer else None)
     print(printable(said.caption))
     if answer:
@@ -179,13 +242,32 @@ def main(argv: list[str] | None = None) -> None:
     ((x, _),) = task.batches(image, cpu(), batch_size=1).ordered()
     seen = looking.Subject(x, view.picture(x[0]), said.caption)
     if what == "features":
-        looking.features(view, seen, args.layer, args.channel, picture)
+        each = args.scale == "map"
+        looking.features(view, seen, args.layer, channels, picture, each=each, grey=bool(args.grey))
     elif what == "reconstruct":
-        looking.reconstruct(view, seen, args.layer, args.channel, args.shortcut, args.rectify is not False, picture)
+        looking.reconstruct(view, seen, args.layer, channels, args.shortcut, args.rectify is not False, picture)
     else:
-        target = model(x).argmax().item() if wanted is None else subject.classes.index(wanted)
+        target = subject.classes.index(wanted) if wanted else model(x).argmax().item() if subject.classes else None
         looking.gradcam(view, seen, args.layer, target, picture)
     print(f"{what}: {picture}")
+
+
+def draws_of(task: Task, image: Split) -> Iterator[tuple[Tensor, str]]:
+    """An image alone as the network takes it, translated, the same flipped, and as the first epochs draw it."""
+    from resnet_min.training.hardware import cpu
+
+    config = dataclasses.replace(task.config, batch_size=1)
+
+    def drawn(flip: float, epoch: int) -> Tensor:
+        ((x, _),) = type(task)(dataclasses.replace(config, flip=flip)).batches(image, cpu()).epoch(epoch)
+        return x[0]
+
+    ((x, _),) = task.batches(image, cpu(), batch_size=1).ordered()
+    yield x[0], "original"
+    yield drawn(0.0, 1), "translated"
+    yield drawn(1.0, 1), "and flipped"
+    for epoch in AUGMENTED:
+        yield drawn(config.flip, epoch), f"epoch {epoch}"
 
 
 if __name__ == "__main__":

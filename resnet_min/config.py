@@ -52,8 +52,9 @@ class Config:
     freeze_lr: float | None = option(None, "learning rate while layers are frozen (default: --lr)", type=float)
     # data
     data: str = option(
-        "auto", "auto, cifar10, cifar100, digits, an image folder with train/CLASS/* and test/CLASS/*, or a part of "
-        "ShanghaiTech; auto is cifar10 where it is or can be downloaded, otherwise digits",
+        "auto", "auto, cifar10, cifar100, digits, svhn, an image folder with train/CLASS/* and test/CLASS/*, a CSV of "
+        "path,label[,split], or a part of ShanghaiTech; auto is cifar10 where it is or can be downloaded, otherwise "
+        "digits",
     )  # fmt: skip
     data_dir: str = option("data", "where named data sets are, or are downloaded to")
     cache_dir: str | None = option(None, "cache for decoded images (default: beside the data)")

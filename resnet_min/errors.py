@@ -28,7 +28,7 @@ def leave_on_interrupt() -> None:
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 
-def run_script(main: Callable[[], None]) -> None:
+def run_script(main: Callable[[], object]) -> None:
     """Run a script's `main` and leave the process with its exit code.
 
     0 when it returns; 2 and one line on stderr for a `UserError` or an operating-system error (a full disk, a read-only

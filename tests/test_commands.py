@@ -130,6 +130,7 @@ def evaluation(draw):
     flags += some(draw, ["--device", one("auto", "cpu")], ["--kernels", one("auto", "extension", "reference")])
     if draw(st.booleans()):
         return "eval", [*flags, "--images", *draw(st.lists(one("a.png", "folder/test", "b.png"), max_size=2)), "a.png"]
+    flags += some(draw, ["--format", one("png", "svg", "pdf")], ["--title", "a $title"])
     flags += some(draw, ["--out", "pictures"], ["--cache-dir", "cache"], ["--split", "test"])
     if run == "runs/c":
         return "eval", flags + some(draw, ["--worst", ints(1, 2)])
@@ -141,14 +142,22 @@ def evaluation(draw):
 def looking(draw):
     """Flags of visualize.py that fit."""
     run = draw(one("runs/a", "runs/b", "runs/c", "runs/a/last.pt"))
-    layer = ["--layer", draw(one("conv1", "layer1", "layer2"))]
+    layer = ["--layer", draw(one("conv1", "layer1", "layer2", "stem"))]
     image = draw(one([], ["--image", "a.png"], ["--image", "1"]))
     kinds = [
         [run, "--list-layers"],
         ["--curves", *draw(one(["runs/a"], ["runs/a", "runs/b"], ["runs/c"])), "--out", draw(one("c.png", "c.svg"))],
         ["--curves", "runs/a", "--steps"],
         [run, "--layer", "conv1"],
-        [run, *layer, "--what", "features", *image, *some(draw, ["--channel", ints(0, 3)])],
+        [
+            run,
+            *layer,
+            "--what",
+            "features",
+            *image,
+            *some(draw, ["--channel", ints(0, 3), ints(0, 3)], ["--grey"], ["--scale", one("layer", "map")]),
+        ],
+        [draw(one("runs/a", "runs/b")), "--augment", "--image", draw(one("a.png", "1")), "--title", "a $title"],
         [run, *layer, "--what", "reconstruct", *image, *some(draw, ["--channel", ints(0, 3)], ["--no-rectify"])],
         [run, *layer, "--what", "top", "--channel", "1"],
         [
@@ -159,6 +168,8 @@ def looking(draw):
             *image,
             *some(draw, ["--class", one("ant", "bee")]),
         ],
+        ["runs/c", *layer, "--what", "gradcam", *image],
+        ["--curves", "runs/a", "runs/b", "--over", "lr", "--label", "x", "y", "--format", draw(one("svg", "pdf"))],
         [run, "--image", "a.png", "--out", "x.png"],
     ]
     return "visualize", draw(one(*kinds))

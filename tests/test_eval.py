@@ -104,6 +104,37 @@ def test_every_picture(run, tmp_path, capsys):
         assert Image.open(tmp_path / f"best-{name}.png").size[0] > 400
 
 
+def test_a_report_has_everything_of_every_network(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    other = tmp_path / "runs" / "blind-1"
+    shutil.copytree(run, other)
+    change(other, mean=[0.0, 0.0, 9.0])
+    for folder in (run, other):
+        row = {"epoch": 1, "train_loss": 1.0, "train_accuracy": 50.0, "test_loss": 1.0, "test_accuracy": 40.0}
+        (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    (run / "environment.jsonl").write_text(json.dumps({"torch": "9.9", "device": "an abacus"}) + "\n")
+    labels = ["--label", "sees", "<b>blind</b>"]
+    script.main([str(run), str(other), "--report", "page.html", "--out", "drawn", *labels])
+    text = Path("page.html").read_text()
+    assert capsys.readouterr().out.endswith("comparison: drawn/comparison.png\nreport: page.html\n")
+    drawn = {path.stem for path in Path("drawn", "<b>blind<-b>").iterdir()}
+    inside = {"filters", "features", "top", "reconstruct", "gradcam"}
+    assert drawn == {"confusion", "roc", "reliability", "worst", *inside}
+    assert text.count("<img ") == 2 * len(drawn) - 1 + 2  # one makes no mistakes; the curves and the comparison
+    assert "&lt;b&gt;blind" in text and "<b>" not in text
+    assert "none: options of its own" in text and "an abacus" in text and "9.9" in text
+    assert text.count("<td>undefined</td>") > 0 and "sees and &lt;b&gt;blind" in text
+    with pytest.raises(UserError, match="--report puts pictures into a page: --format png or svg"):
+        script.main([str(run), "--report", "page.html", "--format", "pdf"])
+
+
+def test_labels_a_title_and_a_format(run, tmp_path, capsys):
+    script.main([str(run), "--confusion", "--title", "the <title> of $5", "--format", "svg", "--label", "mine"])
+    assert "the &lt;title&gt; of" in (run / "confusion.svg").read_text()
+    with pytest.raises(UserError, match="--label wants 1 different names"):
+        script.main([str(run), "--label", "a", "b"])
+
+
 def test_no_mistakes_no_picture(run, capsys):
     script.main([str(run), "--worst", "3"])
     assert "no mistakes, so no picture of them" in capsys.readouterr().out

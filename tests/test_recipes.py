@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ import torch
 from resnet_min.errors import UserError
 from resnet_min.model import count_parameters
 from resnet_min.recipes import RECIPES, describe, extent, recipe, scaled
+from resnet_min.runs.records import about, recipe_of
 from resnet_min.tasks import make_config
 from resnet_min.training.optimizer import learning_rate
 
@@ -147,3 +149,16 @@ def test_config_survives_json():
 def test_slips_are_named_by_their_flag(options, says):
     with pytest.raises(UserError, match=says):
         make_config(options)
+
+
+def test_a_run_is_known_as_its_recipe():
+    settings = recipe("nctu-resnet18").settings
+    assert recipe_of(make_config({**settings, "seed": 3, "epochs": 2, "data": "elsewhere"})) == "nctu-resnet18"
+    shrunk = scaled(settings, 0.05)
+    assert recipe_of(make_config(shrunk)) == "nctu-resnet18"
+    assert recipe_of(make_config({**settings, "lr": 0.123})) is None
+    config = make_config({**shrunk, "limit": 50})
+    facts = about(Path("nowhere"), config, 3, "test accuracy 91.00%")
+    assert facts["recipe"] == "nctu-resnet18" and facts["epochs"] == "3 of 8" and facts["here"].endswith("91.00%")
+    assert facts["source"] == recipe("nctu-resnet18").source and "91" in facts["published"]
+    assert facts["training images"] == "at most 50"

@@ -91,6 +91,10 @@ WHATS = {
     "features": ["--layer", "layer1.0.bn2", "--what", "features", "--image", "3"],
     "features of one channel": ["--layer", "layer1.0.relu1", "--what", "features", "--channel", "3"],
     "features of all": ["--layer", "all"],
+    "every map in grey": ["--layer", "layer2", "--what", "features", "--channel", "all", "--grey", "--scale", "map"],
+    "some channels": ["--layer", "layer2", "--what", "features", "--channel", "3", "30"],
+    "top of some": ["--layer", "layer1", "--what", "top", "--channel", "2", "3"],
+    "every channel reconstructed": ["--layer", "stem", "--what", "reconstruct", "--channel", "all"],
     "top": ["--layer", "layer1", "--what", "top"],
     "top of one channel": ["--layer", "maxpool", "--what", "top", "--channel", "2"],
     "reconstruct": ["--layer", "layer2.0.downsample", "--what", "reconstruct", "--shortcut", "subtract"],
@@ -106,7 +110,8 @@ def test_every_kind_of_picture_is_legible(run, drawn, capsys, argv):
     visualize.main([str(run), *argv])
     text = capsys.readouterr().out
     what = argv[3] if len(argv) > 2 else "features"
-    channel = f"-{argv[argv.index('--channel') + 1]}" if "--channel" in argv else ""
+    after = argv[argv.index("--channel") + 1 :] if "--channel" in argv else []
+    channel = "".join(f"-{value}" for value in after if value == "all" or value.isdecimal())
     picture = run / f"{what}-{argv[1]}{channel}.png"
     assert text.endswith(f"{what}: {picture}\n")
     if what != "top":
@@ -120,11 +125,12 @@ def test_what_the_pictures_show(run, monkeypatch):
     monkeypatch.setattr(pictures, "panels", lambda rows, path, **said: shown.update(said, rows=rows))
     visualize.main([str(run), "--layer", "all", "--what", "reconstruct"])
     assert shown["labels"] == ["shortcuts: add", "shortcuts: subtract", "shortcuts: main"]
-    add, subtract, main = (
-        [panel.picture for panel in row if panel.caption in ("maxpool", "layer2")] for row in shown["rows"]
-    )
-    assert (add[0] == subtract[0]).all()  # no shortcut is before the first block
-    assert not (add[1] == subtract[1]).all() and not (add[1] == main[1]).all()
+    add, subtract, main = ([panel.picture for panel in row] for row in shown["rows"])
+    # No shortcut is before the first block: the stem's projection is drawn once, as the image is.
+    assert [panel.caption for panel in shown["rows"][0]] == ["image", "stem", "layer1", "layer2"]
+    assert all(row[place] is pictures.BLANK for row in shown["rows"][1:] for place in (0, 1))
+    assert not (add[3] == subtract[3]).all() and not (add[3] == main[3]).all()
+    assert shown["title"].startswith("resnet50 (small-1): test image 0 (")
     visualize.main([str(run), "--layer", "layer2", "--what", "reconstruct", "--channel", "5", "--shortcut", "main"])
     assert [panel.caption for panel in shown["rows"][0]] == ["image", "its map", "channel 5", "its peak alone"]
     assert "shortcuts: main" in shown["title"] and shown["rows"][0][3].box is not None
@@ -221,8 +227,16 @@ def test_bad_input(run, argv, said):
         (["--layer", "conv1", "--channel", "3"], "--channel goes with --layer and --what features or top"),
         (["--layer", "conv1", "--what", "top", "--class", "3"], "--class goes with --layer and --what gradcam"),
         (["--layer", "conv1", "--what", "top", "--rectify"], "--rectify goes with --layer and --what reconstruct"),
-        (["--layer", "all", "--channel", "3"], "without --channel"),
-        (["--layer", "all", "--what", "top"], "--layer all goes with"),
+        (["--layer", "all", "--what", "reconstruct", "--channel", "3"], "with --channel K only features"),
+        (["--layer", "all", "--what", "top"], "several layers go with"),
+        (["--layer", "conv1", "layer1", "--what", "filters"], "several layers go with"),
+        (["--layer", "all", "layer1"], "--layer all is all of them"),
+        (["--layer", "layer1", "--what", "top", "--channel", "all"], "--channel all is every one"),
+        (["--layer", "layer1", "--what", "features", "--channel", "all", "3"], "--channel all is every one"),
+        (["--layer", "layer1", "--what", "top", "--grey"], "--grey goes with --layer and --what features"),
+        (["--layer", "conv1", "--label", "a"], "go with --curves"),
+        (["--curves", "a", "--steps", "--over", "lr"], "draw one of them"),
+        (["--curves", "a", "--out", "a.png", "--format", "svg"], "leave --format out"),
         (["--list-layers", "--what", "top"], "--what goes with --layer"),
         (["--list-layers", "--image", "3"], "--image goes with --layer"),
     ],
@@ -265,7 +279,7 @@ def test_runs_of_one_name_are_told_apart(tmp_path, monkeypatch):
     from resnet_min.viz import figures
 
     drawn = {}
-    monkeypatch.setattr(figures, "curves", lambda runs, path, figure: drawn.update(runs))
+    monkeypatch.setattr(figures, "curves", lambda runs, path, figure, title: drawn.update(runs))
     monkeypatch.chdir(tmp_path)
     first, second = (write_rows(tmp_path / place / "run") for place in "ab")
     visualize.main(["--curves", "a/run", "b/run", "--out", "c.png"])
@@ -274,6 +288,70 @@ def test_runs_of_one_name_are_told_apart(tmp_path, monkeypatch):
     monkeypatch.chdir(first)
     visualize.main(["--curves", "."])
     assert list(drawn) == ["run"]
+
+
+def test_curves_begin_with_the_loss_before_anything_was_learnt(tmp_path, monkeypatch, drawn):
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path / "run")
+    lines = [json.dumps({"step": step, "lr": 0.1, "loss": loss}) for step, loss in ((1, 2.3), (2, 2.1))]
+    Path("run/steps.jsonl").write_text("\n".join(lines) + "\n")
+    visualize.main(["--curves", "run/metrics.jsonl"])
+    loss, accuracy = drawn[0].axes
+    assert loss.lines[0].get_xydata()[:2].tolist() == [[0, 2.3], [1, 1]]
+    assert list(accuracy.lines[0].get_xdata()) == [1, 2, 3]
+
+
+def test_labels_a_title_and_a_format(tmp_path, monkeypatch, capsys, drawn):
+    monkeypatch.chdir(tmp_path)
+    for name in ("one", "two"):
+        write_rows(tmp_path / name)
+    visualize.main("--curves one two --label residual plain --format svg --title".split() + ["the argument"])
+    assert Path("curves.svg").is_file() and drawn[0].get_suptitle() == "the argument"
+    assert {text.get_text().split("\n")[0] for text in drawn[0].axes[1].texts} == {"residual", "plain"}
+    for labels in (["one"], ["same", "same"]):
+        with pytest.raises(UserError, match="--label wants 2 different names"):
+            visualize.main(["--curves", "one", "two", "--label", *labels])
+
+
+def test_figures_over_an_option_of_the_runs(tmp_path, monkeypatch, capsys, drawn):
+    monkeypatch.chdir(tmp_path)
+    for name, rate in (("one", 0.1), ("two", 0.4)):
+        write_rows(tmp_path / name)
+        Path(name, "config.json").write_text(json.dumps({"dropout": rate, "arch": "resnet18"}))
+    visualize.main(["--curves", "one", "two", "--over", "dropout"])
+    assert capsys.readouterr().out == "curves: dropout.png\n" and Path("dropout.png").is_file()
+    assert [tick for tick in drawn[0].axes[0].get_xticks()] == [0.1, 0.4]
+    for option, said in (("arch", "has no number"), ("drop-out", "has no number")):
+        with pytest.raises(UserError, match=said):
+            visualize.main(["--curves", "one", "two", "--over", option])
+    Path("two", "config.json").unlink()
+    with pytest.raises(UserError, match="two holds no readable config.json"):
+        visualize.main(["--curves", "one", "two", "--over", "dropout"])
+
+
+def test_the_same_channels_of_several_layers(run, monkeypatch):
+    shown = {}
+    monkeypatch.setattr(pictures, "panels", lambda rows, path, **said: shown.update(said, rows=rows))
+    layers = ["--layer", "conv1", "layer2", "--what", "features"]
+    visualize.main([str(run), *layers, "--channel", "3", "1", "--title", "mine"])
+    assert [[panel.caption for panel in row] for row in shown["rows"]] == [[""], ["3", "1"], ["3", "1"]]
+    assert [label.split("\n")[0] for label in shown["labels"]] == ["image", "conv1", "layer2"]
+    assert shown["labels"][1].split("\n")[2].split(" to ")[0].startswith("-") and shown["title"] == "mine"
+    with pytest.raises(UserError, match="--channel 4: conv1 has the channels 0 to 3"):
+        visualize.main([str(run), *layers, "--channel", "4"])
+
+
+def test_an_image_as_training_draws_it(run, monkeypatch, capsys):
+    shown = {}
+    monkeypatch.setattr(pictures, "panels", lambda rows, path, **said: shown.update(said, rows=rows))
+    visualize.main([str(run), "--augment", "--image", "3"])
+    assert capsys.readouterr().out.endswith(f"augmented: {run / 'augment-3.png'}\n")
+    (row,) = shown["rows"]
+    original, moved, flipped = (panel.picture for panel in row[:3])
+    assert [panel.caption for panel in row][:4] == ["original", "translated", "and flipped", "epoch 2"] and len(
+        row
+    ) == 8
+    assert not (moved == original).all() and (flipped == moved[:, ::-1]).all()
 
 
 def test_curves_of_what_is_no_run(tmp_path):

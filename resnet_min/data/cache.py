@@ -26,10 +26,12 @@ def cached(
     decode: Callable[[], dict[str, Any]],
     is_sound: Callable[[dict[str, Any]], bool],
     cache_dir: str | os.PathLike | None,
+    keep: bool = True,
 ) -> dict[str, Any]:
     """What `decode` makes of the files in `folder`, from the cache where it is and `stamp` has not changed.
 
-    decode returns a dict of tensors and plain values; is_sound says whether one could be of it, and may raise.
+    decode returns a dict of tensors and plain values; is_sound says whether one could be of it, and may raise. What is
+    only a part of the data is not to be kept.
     A folder or file that others may write is neither read nor written, and that is said. Raises UserError for a
     `cache_dir` that cannot be written; without one it warns and goes on.
     """
@@ -50,6 +52,8 @@ def cached(
         content = None if place / file in shared else _read_cache(place / file, stamp, is_sound)
         if content is not None:
             return content
+    if not keep:
+        return decode()
     if cache_dir is not None:  # before the work of decoding
         for place in places:
             _make_writable(place)

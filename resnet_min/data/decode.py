@@ -24,11 +24,15 @@ FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # Pillow knows o
 MOST_PIXELS = 2**26  # of a picture: decoding takes up to 12 bytes for each
 
 
-def decode(source: Source, size: int) -> dict[str, Any]:
-    """The whole data set at `size`: what the cache holds."""
-    from tqdm import tqdm
+def decode(source: Source, size: int, limit: int | None = None) -> dict[str, Any]:
+    """The whole data set at `size`: what the cache holds. limit: at most this many images of each split (`spread`)."""
+    from tqdm.auto import tqdm
 
     classes, splits = source.read()
+    if limit is not None:
+        for name, (items, labels) in splits.items():
+            some = spread(len(items), limit)
+            splits[name] = [items[i] for i in some], np.asarray(labels)[some]
     content = {"classes": list(classes), "splits": {}}
     total = sum(len(items) for items, _ in splits.values())
     pool = ThreadPoolExecutor(os.cpu_count())  # Pillow decodes without Python's lock
@@ -41,6 +45,12 @@ def decode(source: Source, size: int) -> dict[str, Any]:
     finally:  # after an error or Ctrl-C, without what is still waiting
         pool.shutdown(cancel_futures=True)
     return content
+
+
+def spread(there: int, wanted: int) -> np.ndarray:
+    """The places of at most `wanted` of as many as are there, evenly spread over them."""
+    count = min(there, wanted)
+    return np.arange(count) * there // max(1, count)
 
 
 def _decode_split(items: Any, size: int, pool: ThreadPoolExecutor, bar: Any) -> tuple[Tensor, Tensor]:

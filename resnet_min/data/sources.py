@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import os
 import pickle
@@ -20,6 +21,9 @@ from ..files import printable
 from .download import downloading, unreachable
 
 CIFAR = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}  # the folder torchvision unpacks each into
+CIFAR10_CLASSES = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)  # fmt: skip
 IMAGE_FILES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
 NEEDED = ("train", "test")  # splits that a data set has to have: to train with
 
@@ -42,7 +46,12 @@ def find(data: str, data_dir: Path, needed: Collection[str] = NEEDED) -> Source:
     """
     if data == "digits":
         return Source("digits", "digits", None, "", _read_digits)
-    return _cifar(data, data_dir, needed) if data in CIFAR else _image_folder(data, needed)
+    if data in CIFAR:
+        return _cifar(data, data_dir, needed)
+    if data == "svhn":
+        return _svhn(data_dir)
+    by_ending = {".npy": _array, ".csv": _table}
+    return by_ending.get(Path(data).suffix.lower(), _image_folder)(data, needed)
 
 
 def resolve_auto(data: str, data_dir: str | os.PathLike) -> str:
@@ -116,11 +125,107 @@ def _absent(name: str, data_dir: str | os.PathLike, why: str) -> str:
     )
 
 
+def _svhn(data_dir: Path) -> Source:
+    """SVHN's cropped digits as published: X uint8 [32, 32, 3, N], y [N, 1] in which 10 is the digit 0."""
+    files = {split: data_dir / f"{split}_32x32.mat" for split in ("train", "test")}
+    if missing := [file.name for file in files.values() if not file.is_file()]:
+        raise UserError(f"svhn is not in {data_dir}: put {' and '.join(missing)} there (--data-dir for another place)")
+
+    def read():
+        from scipy.io import loadmat
+
+        splits = {}
+        for split, file in files.items():
+            try:
+                found = loadmat(file, variable_names=["X", "y"])
+                splits[split] = found["X"].transpose(3, 0, 1, 2), found["y"].ravel().astype(np.int64) % 10
+            except Exception as error:  # SciPy's reader raises many kinds
+                raise UserError(f"cannot read {file}: {error}") from None
+        return tuple("0123456789"), splits
+
+    entries = [entry for entry in os.scandir(data_dir) if entry.name in {file.name for file in files.values()}]
+    return Source("svhn", "svhn", data_dir, stamp_of(("", e) for e in sorted(entries, key=lambda e: e.name)), read)
+
+
+def _table(data: str, needed: Collection[str]) -> Source:
+    """A CSV with the columns path, label and, if there is one, split: train, val or test.
+
+    Paths are from the table's folder. Without a split, a fifth of each class is to test on, always the same images.
+    """
+    file = Path(os.path.abspath(os.path.expanduser(data)))
+    try:
+        with open(file, newline="", encoding="utf-8-sig") as opened:
+            rows = list(csv.DictReader(opened, strict=True))
+    except (OSError, UnicodeError, csv.Error) as error:
+        raise UserError(f"cannot read the table --data {data}: {getattr(error, 'strerror', None) or error}") from None
+    if not rows or not {"path", "label"} <= rows[0].keys():
+        raise UserError(f"{file} needs a first line with path,label or path,label,split, and images below it")
+    for line, row in enumerate(rows, start=2):
+        if not row["path"] or not row["label"] or row.get("split", "train") not in ("train", "val", "test"):
+            raise UserError(f"{file}, line {line}: wanted a path, a label, and as split train, val or test; got {row}")
+        if not (file.parent / row["path"]).is_file():
+            raise UserError(f"{file}, line {line}: there is no file {file.parent / row['path']}")
+    classes = tuple(sorted({row["label"] for row in rows}))
+    labels = np.array([classes.index(row["label"]) for row in rows])
+    which = np.array([row.get("split", "train") for row in rows])
+    if "split" not in rows[0]:
+        if np.bincount(labels).min() < 2 or len(rows) < 5 * len(classes):
+            raise UserError(f"{file} has no column split, and too few images to test on a fifth of each class")
+        from sklearn.model_selection import train_test_split
+
+        which[train_test_split(np.arange(len(rows)), test_size=0.2, stratify=labels, random_state=0)[1]] = "test"
+    for name in needed:
+        if name not in which:
+            raise UserError(f"{file} has no image whose split is {name}")
+    if len(classes) < 2:
+        raise UserError(f"{file} needs two or more labels; got {list(classes)}")
+
+    def read():
+        paths = [str(file.parent / row["path"]) for row in rows]
+        places = {name: np.flatnonzero(which == name) for name in ("train", "val", "test") if name in which}
+        return classes, {name: ([paths[i] for i in place], labels[place]) for name, place in places.items()}
+
+    digest = hashlib.sha256(repr([sorted(row.items()) for row in rows]).encode("utf-8", "surrogatepass"))
+    for row in rows:
+        status = os.stat(file.parent / row["path"])
+        digest.update(f"{status.st_size} {status.st_mtime_ns}\n".encode())
+    return Source(file.stem, str(file), file.parent, digest.hexdigest(), read)
+
+
+def _array(data: str, needed: Collection[str]) -> Source:
+    """CIFAR-10.1, or a corruption of CIFAR-10-C, as published: test images, of CIFAR-10's classes."""
+    file = Path(os.path.abspath(os.path.expanduser(data)))
+    beside = file.name.replace("_data.npy", "_labels.npy") if file.name.endswith("_data.npy") else "labels.npy"
+    labels = file.with_name(beside)
+    if "train" in needed:
+        raise UserError(f"--data {data} has test images only: evaluate on it, and train on another")
+    for wanted in (file, labels):
+        if not wanted.is_file():
+            raise UserError(f"--data {data} needs the files {file.name} and {beside}; there is no {wanted}")
+    return Source(file.stem, str(file), None, "", lambda: (CIFAR10_CLASSES, {"test": read_array(file, labels)}))
+
+
+def read_array(file: Path, labels: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels uint8 [N, H, W, 3], mapped, and labels int64 [N], from two .npy files of as many.
+
+    Raises UserError where they are none such.
+    """
+    try:
+        pixels, classes = np.load(file, mmap_mode="r", allow_pickle=False), np.load(labels, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"cannot read the arrays {file} and {labels}: {error}") from None
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3 or not pixels.size:
+        raise UserError(f"{file} is {pixels.dtype} {list(pixels.shape)}; wanted uint8 [N, H, W, 3]")
+    if classes.dtype.kind not in "iu" or classes.shape != (len(pixels),) or classes.min() < 0:
+        raise UserError(f"{labels} is {classes.dtype} {list(classes.shape)}; wanted {len(pixels)} classes from 0")
+    return pixels, classes.astype(np.int64)
+
+
 def _image_folder(data: str, needed: Collection[str]) -> Source:
     root = Path(os.path.abspath(os.path.expanduser(data)))
     layout = " and ".join(f"{name}/CLASS/*" for name in needed)
     if not root.exists():
-        known = ("auto", *CIFAR, "digits")
+        known = ("auto", *CIFAR, "digits", "svhn")
         raise UserError(f"--data {data} is neither a folder nor one of {', '.join(known)}{did_you_mean(data, known)}")
     if not root.is_dir():
         raise UserError(f"--data {data} is a file; wanted a folder with {layout}")

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..files import printable
 from .cache import cached
-from .decode import decode, is_sound
+from .decode import decode, is_sound, spread
 from .sources import NEEDED, Source, find
 
 S = TypeVar("S")  # images and targets of any task
@@ -83,8 +83,9 @@ def load(
     limit: int | None = None,
     train_share: float = 1.0,
     needed: Collection[str] = NEEDED,
+    normalised: bool = False,
 ) -> Dataset:
-    """Load `cifar10`, `cifar100`, `digits`, or the image folder at the path `data`.
+    """Load `cifar10`, `cifar100`, `digits`, `svhn`, or the image folder, CSV or array at the path `data`.
 
     data_dir: where cifar-10-batches-py or cifar-100-python is, or is downloaded to.
     cache_dir: where decoded images are kept. By default beside the data, or else in the user's cache folder.
@@ -93,6 +94,8 @@ def load(
     limit: at most this many images of each split, evenly spread over it; mean and std stay those of all.
     train_share: of the training images left, use this share, likewise spread; at least one.
     needed: the splits that an image folder must have; ("test",) is enough to look at a trained network.
+    normalised: mean and std are known, so that with a limit, and no images held out, no others need be decoded; the
+    mean and std are then of these.
 
     Raises UserError for data that is missing, damaged, unreadable or inconsistent, and for a cache_dir that cannot be
     written. Without a writable default cache it warns and goes on.
@@ -101,7 +104,7 @@ def load(
     if size < 1:
         raise UserError(f"--image-size must be at least 1; got {size}")
     source = find(data, Path(data_dir), needed)
-    content = _content(source, size, cache_dir)
+    content = _content(source, size, cache_dir, limit if normalised and not val_size else None)
 
     parts = content["splits"]
     splits = {name: Split(part["images"], part["labels"]) for name, part in parts.items()}
@@ -131,17 +134,20 @@ def lessened(splits: Mapping[str, S], limit: int | None, train_share: float) -> 
         count = len(part) if limit is None else min(limit, len(part))
         if name == "train":
             count = max(1, round(count * train_share))
-        less[name] = part.subset(np.arange(count) * len(part) // count) if count < len(part) else part
+        less[name] = part.subset(spread(len(part), count)) if count < len(part) else part
     return less
 
 
-def _content(source: Source, size: int, cache_dir: str | os.PathLike | None) -> dict[str, Any]:
-    """The decoded data set, from the cache where it is, or decoded and put there."""
+def _content(
+    source: Source, size: int, cache_dir: str | os.PathLike | None, limit: int | None = None
+) -> dict[str, Any]:
+    """The decoded data set, from the cache where it is, or decoded and put there; or `limit` images of each split."""
     if source.folder is None:
         return decode(source, size)
     name = f"{source.name}-{size}"
     sound = partial(is_sound, size=size)
-    return cached(name, source.folder, source.stamp, lambda: decode(source, size), sound, cache_dir)
+    made = partial(decode, source, size, limit)
+    return cached(name, source.folder, source.stamp, made, sound, cache_dir, keep=limit is None)
 
 
 def stratified(labels: np.ndarray, held: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -122,6 +122,36 @@ def names(runs: Sequence[Path]) -> list[str]:
     return short if len(set(short)) == len(short) else [str(run) for run in runs]
 
 
+def from_start(run: str | Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A run's rows for curves, before them epoch 0: the loss of the first step, which nothing had been learnt for.
+
+    Without it, where the run has no log of its steps.
+    """
+    run = Path(run)
+    steps = _lines((run if run.is_dir() else run.parent) / "steps.jsonl")[:1]
+    return [{"epoch": 0, "train_loss": step["loss"]} for step in steps if _is_number(step.get("loss"))] + rows
+
+
+def named_by(labels: Sequence[str] | None, names: Sequence[str]) -> Sequence[str]:
+    """What --label calls runs, or else `names`. Raises UserError where they are not as many, or two are alike."""
+    if labels is None:
+        return names
+    if len(labels) != len(names) or len(set(labels)) < len(labels):
+        raise UserError(f"--label wants {len(names)} different names, one for each; got {len(labels)}")
+    return labels
+
+
+def option_of(folder: Path, name: str) -> float:
+    """The number that an option has in a run. Raises UserError where it is none, or the run does not say."""
+    try:
+        value = json.loads((folder / "config.json").read_text()).get(name.replace("-", "_"))
+    except (OSError, ValueError, AttributeError):
+        raise UserError(f"{folder} holds no readable config.json that says its options") from None
+    if not _is_number(value):
+        raise UserError(f"--over {name}: {folder} has no number for it; options are named as train.py's flags")
+    return value
+
+
 def _next_free(stem: str) -> Path:
     number = 1
     while True:

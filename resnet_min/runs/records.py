@@ -12,6 +12,7 @@ from ..errors import UserError
 from ..files import write_whole
 from ..tasks.options import TaskConfig
 from . import results
+from .folder import starts
 from .results import Result
 
 # Options that say where and how a run is made, not what it is: a run made with others is the same experiment.
@@ -67,3 +68,33 @@ def _wanted(result: Result) -> TaskConfig:
     """The options that a recipe's run of this seed, scale and limit has."""
     settings = recipes.scaled(recipes.recipe(result.recipe).settings, result.config.scale)
     return tasks.make_config({**settings, "seed": result.seed, "limit": result.config.limit})
+
+
+def recipe_of(config: TaskConfig) -> str | None:
+    """The name of the recipe that these options are, whatever the seed and for however many epochs; None for none."""
+    for name, about in recipes.RECIPES.items():
+        settings = recipes.scaled(about.settings, config.scale) if config.scale < 1 else about.settings
+        wanted = tasks.make_config(settings)
+        if type(wanted) is type(config) and not differences(config, wanted, ("seed", "epochs", "limit", "split_seed")):
+            return name
+    return None
+
+
+def about(folder: Path, config: TaskConfig, epoch: int, ours: str) -> dict[str, str]:
+    """What was trained and on what, for people: the recipe with its source and published number, and ours."""
+    name = recipe_of(config)
+    facts = {"recipe": name or "none: options of its own"}
+    if name:
+        recipe = recipes.recipe(name)
+        facts |= {"source": recipe.source, "published": str(recipe.published)}
+    facts |= {"here": ours, "network": f"{config.network}, {config.stem} stem", "epochs": f"{epoch} of {config.epochs}"}
+    if config.limit or config.train_share < 1:
+        facts["training images"] = f"at most {config.limit}" if config.limit else f"a share of {config.train_share:g}"
+    facts["optimiser"] = (
+        f"{config.optimizer}, learning rate {config.lr:g}, {config.schedule}, batch {config.batch_size}"
+    )
+    for start in starts(folder)[-1:]:
+        facts |= {
+            key: str(start[key]) for key in ("data", "device", "processor", "torch", "git_revision") if start.get(key)
+        }
+    return {key.replace("_", " "): value for key, value in facts.items()}

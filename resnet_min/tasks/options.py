@@ -19,6 +19,7 @@ class TaskConfig(Config, ABC):
     figure: ClassVar[Figure]
     purpose: ClassVar[str]  # a help line
     evaluation: ClassVar[dict[str, dict[str, Any]]] = {}  # flags of eval.py for this task only
+    reported: ClassVar[int] = 20  # worst images of a report page
 
     @abstractmethod
     def make_task(self) -> Task:

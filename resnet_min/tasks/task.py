@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -68,6 +68,9 @@ class Evaluation:
 
     figures: dict[str, Any]  # plain values, for --json; among them the task's figure and images_per_second
     columns: dict[str, str]  # of the table that compares networks: head -> cell
+    tables: dict[str, list[list[str]]] = field(
+        default_factory=dict
+    )  # of a report page: caption -> rows, first the head
 
 
 @dataclass(frozen=True)
@@ -162,6 +165,13 @@ def backbone(config: TaskConfig, num_classes: int, dropout: float = 0.0) -> ResN
         blocks=config.blocks, widths=config.widths, strides=config.strides, option=config.option,
         dropout=dropout,
     )  # fmt: skip
+
+
+def with_bar(batches: Batches, where: Hardware, what: str = "evaluating") -> Iterator[tuple[Tensor, Tensor]]:
+    """All batches in order, with a bar on a terminal or in a notebook."""
+    from tqdm.auto import tqdm
+
+    return iter(tqdm(batches.ordered(), what, len(batches), leave=False, disable=None if where.world.first else True))
 
 
 def check_finite(outputs: Tensor) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..model import ResNet
 from .layers import locate, outputs
@@ -27,16 +27,17 @@ def peaks(model: ResNet, batches: Iterable[tuple[Tensor, Tensor]], name: str) ->
     return torch.cat(values), torch.cat(places)
 
 
-def gradcam(model: ResNet, images: Tensor, name: str, target: int) -> Tensor:
+def gradcam(model: ResNet, images: Tensor, name: str, target: int | None, net: nn.Module | None = None) -> Tensor:
     """Grad-CAM (Selvaraju et al., ICCV 2017) of class `target` at a layer: float [B, h, w], not negative.
 
     images [B, 3, H, W]. The layer's maps are summed, each weighted by the mean gradient of the class's logit over it,
-    and what speaks against the class is cut off. Raises UserError as `locate` and `outputs` do.
+    and what speaks against the class is cut off. target: None for the sum of all that is put out, such as the count of
+    a density map; net: see `outputs`. Raises UserError as `locate` and `outputs` do.
     """
     layer = locate(model, name)
     with torch.enable_grad():
         images = images.detach().requires_grad_()  # so that frozen weights do not matter
-        logits, maps = outputs(model, images, [layer])
-        (gradient,) = torch.autograd.grad(logits[:, target].sum(), maps[layer])
+        made, maps = outputs(model, images, [layer], net)
+        (gradient,) = torch.autograd.grad((made if target is None else made[:, target]).sum(), maps[layer])
     weights = gradient.mean((2, 3), keepdim=True)
     return (weights * maps[layer]).sum(1).clamp(min=0).detach()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -85,23 +85,28 @@ def inside(model: ResNet, name: str) -> list[str]:
     return [layer for layer in graph(model) if layer == name or layer.startswith(f"{name}.")]
 
 
-def chosen(model: ResNet, name: str) -> list[str]:
-    """The layer `name`, or for "all" the early, middle and late ones: the stem and every stage.
+def chosen(model: ResNet, names: Sequence[str]) -> dict[str, str]:
+    """What to call layers -> their modules: those named, "stem" for what the first stage takes.
 
-    Raises UserError as `locate` does.
+    "all" is the early, middle and late ones: the stem and every stage. Raises UserError as `locate` does.
     """
-    if name != "all":
-        locate(model, name)
-        return [name]
+    if list(names) == ["all"]:
+        names = ["stem", *(f"layer{stage}" for stage in range(1, model.stages + 1))]
     stem = "maxpool" if isinstance(model.maxpool, nn.MaxPool2d) else "relu"
-    return [stem, *(f"layer{stage}" for stage in range(1, model.stages + 1))]
+    found = {name: stem if name == "stem" else name for name in names}
+    for module in found.values():
+        locate(model, module)
+    return found
 
 
-def outputs(model: ResNet, images: Tensor, names: Collection[str]) -> tuple[Tensor, dict[str, Tensor]]:
+def outputs(
+    model: ResNet, images: Tensor, names: Collection[str], net: nn.Module | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
     """(logits [B, classes], module -> its maps [B, C, h, w]) for images [B, 3, H, W].
 
     names: modules that have maps. In eval mode they are ordinary ones that write nothing in place, so each is seen as
-    it is used. Raises UserError in training mode, where a batch's maps depend on one another.
+    it is used. net: the network that holds the ResNet, where it is another; what it puts out takes the logits' place.
+    Raises UserError in training mode, where a batch's maps depend on one another.
     """
     if model.training:
         raise UserError("the model is in training mode; call model.eval() first")
@@ -111,7 +116,7 @@ def outputs(model: ResNet, images: Tensor, names: Collection[str]) -> tuple[Tens
         for name in names
     ]
     try:
-        return model(images), maps
+        return (net or model)(images), maps
     finally:
         for hook in hooks:
             hook.remove()

@@ -202,7 +202,7 @@ def test_it_answers(capsys):
 def test_it_is_drawn(drawn, capsys):
     run("run", "--epochs", "2")
     visualize.main(["--curves", "run", "--out", "curves.png"])
-    assert drawn[-1].axes[1].get_ylabel() == "mean error (degrees)"
+    assert drawn[-1].axes[1].get_title("left") == "mean error (degrees)"
     check_legible(drawn[-1], Path("curves.png"))
     visualize.main(["run", "--layer", "layer1", "--what", "features", "--image", "5"])
     assert "test image 5: turned by" in capsys.readouterr().out

@@ -35,6 +35,7 @@ from resnet_min.tasks.crowd.net import MAP_SCALE, CrowdNet
 from resnet_min.tasks.crowd.options import CrowdConfig
 from resnet_min.tasks.crowd.task import count as count_heads
 from resnet_min.training import checkpoint, hardware, transfer
+from resnet_min.viz import activations
 
 eval_script = importlib.import_module("eval")
 SIZE = (40, 56)
@@ -443,6 +444,13 @@ def test_evaluation_prints_errors_beside_the_constants(trained, capsys, monkeypa
     assert "network" in capsys.readouterr().out
 
 
+def test_a_report_of_a_crowd(trained):
+    eval_script.main(["run", "--report", "page.html", "--amp", "off"])
+    text = Path("page.html").read_text()
+    assert text.count("<img ") == 8  # curves, steps, worst, and five of the inside
+    assert "always the train median, " in text
+
+
 def test_evaluation_refuses_what_does_not_fit(trained, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="--confusion is for --task classify; run/last.pt is of --task crowd"):
         eval_script.main(["run", "--confusion"])
@@ -518,12 +526,27 @@ def test_visualize_lays_the_density_over_a_picture(trained, capsys):
         visualize.main(["run", "--image", "words.jpg"])
 
 
-def test_the_looking_tools_take_a_crowds_encoder(trained, capsys):
+def test_the_looking_tools_take_a_crowds_encoder(trained, capsys, drawn):
     visualize.main(["run", "--list-layers"])
     assert "layer2.0.relu2" in capsys.readouterr().out
     visualize.main(["run", "--layer", "conv1"])
     for what in ("features", "top", "reconstruct"):
         visualize.main(["run", "--layer", "layer1", "--what", what])
         assert Image.open(f"run/{what}-layer1.png").size[0] > 400
-    with pytest.raises(UserError, match="gradcam needs a classifier; run/last.pt is not one"):
-        visualize.main(["run", "--layer", "layer1", "--what", "gradcam"])
+    drawn.clear()
+    visualize.main(["run", "--layer", "all", "--what", "gradcam", "--image", "part/test_data/images/IMG_1.jpg"])
+    assert drawn[0].get_suptitle().endswith("Grad-CAM: what raises the prediction")
+    visualize.main(["run", "--augment", "--image", "0"])
+    with pytest.raises(UserError, match="--class ant: this network tells no classes"):
+        visualize.main(["run", "--layer", "layer1", "--what", "gradcam", "--class", "ant"])
+
+
+def test_gradcam_is_of_the_count():
+    task = CrowdConfig(arch="resnet18", blocks=(1, 1), widths=(4, 8), strides=(1, 2)).make_task()
+    net = task.build(()).eval()
+    image = torch.randn(1, 3, 16, 16)
+    (found,) = activations.gradcam(net.encoder, image, "layer2", None, net)
+    maps = net.encoder.features(image).detach().requires_grad_()
+    (gradient,) = torch.autograd.grad((net.head(maps) * net.stride**2).sum(), maps)
+    wanted = (gradient.mean((2, 3), keepdim=True) * maps).sum(1).clamp(min=0)
+    torch.testing.assert_close(found, wanted[0].detach())

@@ -47,8 +47,9 @@ def test_blocks_and_stages_are_their_last_layer():
     names = ("layer2", "layer2.1", "layer2.0", "layer2.0.downsample", "layer1.0.conv2")
     expected = ["layer2.1.relu3", "layer2.1.relu3", "layer2.0.relu3", "layer2.0.downsample.1", "layer1.0.conv2"]
     assert [locate(net, name) for name in names] == expected
-    assert chosen(net, "all") == ["maxpool", "layer1", "layer2"] and chosen(net, "layer1") == ["layer1"]
-    assert chosen(network("resnet18"), "all")[0] == "relu"
+    assert chosen(net, ["all"]) == {"stem": "maxpool", "layer1": "layer1", "layer2": "layer2"}
+    assert chosen(net, ["conv1", "stem"]) == {"conv1": "conv1", "stem": "maxpool"}
+    assert chosen(network("resnet18"), ["all"])["stem"] == "relu"
     for name in ("fc", "dropout", "avgpool"):
         with pytest.raises(UserError, match=f"{name} is a .* and has no spatial output; .* is layer2"):
             locate(net, name)

@@ -71,22 +71,34 @@ def test_panels(tmp_path, drawn, columns, rows):
     pictures.panels(grid, tmp_path / "p.png", title="cat.jpg, predicted cat (52.1%)", labels=labels, note="a note")
     first = drawn[0].axes[0]
     assert first.images[1].get_array().max() == 1 and first.images[1].get_extent() == [0, 40, 32, 0]
-    assert first.patches[0].get_bbox().bounds == (5, 0, 35, 32)
+    left, top, width, height = first.patches[0].get_bbox().bounds
+    assert 5 < left < 6 and 0 < top < 1 and 39 < left + width < 40 and 31 < top + height < 32  # inside the image
+    assert drawn[0].axes[-1].get_ylabel() == "% of the map's peak"
     check_legible(drawn[0], tmp_path / "p.png", most_bytes=600_000)
 
 
-@pytest.mark.parametrize("count, side, signed", [(1, 32, False), (16, 32, True), (64, 4, False)])
-def test_features(tmp_path, drawn, count, side, signed):
+@pytest.mark.parametrize("count, side, signed", [(1, 32, False), (16, 32, True), (64, 4, False), (512, 4, False)])
+def test_a_mosaic_of_maps(tmp_path, drawn, count, side, signed):
     maps = np.random.default_rng(0).normal(size=(count, side, side + 1))
     maps = maps if signed else np.abs(maps)
-    numbers = [3 * number for number in range(count)]
-    pictures.features(
-        np.zeros((32, 32, 3)), maps, tmp_path / "f.png", title="cat, predicted cat (9%)\nf", numbers=numbers
-    )
+    numbers, scale = [3 * number for number in range(count)], pictures.scale_of(maps)
+    pictures.mosaic(
+        np.zeros((32, 32, 3)), pictures.coloured(maps, scale), tmp_path / "f.png", title="cat, predicted cat (9%)\nf",
+        numbers=numbers, scale=scale, label="activation", circled=count - 1,
+    )  # fmt: skip
     limit = np.abs(maps).max()
-    assert drawn[0].axes[1].images[0].get_clim() == (-limit if signed else 0, limit)
-    assert [text.get_text() for text in drawn[0].axes[1].texts] == [str(number) for number in numbers if count > 1]
-    check_legible(drawn[0], tmp_path / "f.png")
+    assert scale.get_clim() == (-limit if signed else 0, limit) and drawn[0].axes[2].get_ylabel() == "activation"
+    tiles = drawn[0].axes[1]
+    assert [text.get_text() for text in tiles.texts] == [str(number) for number in numbers if count > 1]
+    if count > 1:
+        (circle,) = tiles.patches
+        x, y = circle.center
+        height, width = tiles.images[0].get_array().shape[:2]
+        assert width * 0.9 < x + circle.width / 2 < width and height * 0.9 < y + circle.height / 2 < height
+        shown = tiles.images[0].get_array()[int(y), int(x)]
+        middle = pictures.coloured(maps[-1], scale)[side // 2, (side + 1) // 2]
+        np.testing.assert_allclose(shown, middle)
+    check_legible(drawn[0], tmp_path / "f.png", most_bytes=1_500_000)
 
 
 def test_maps_and_projections_as_colours():
@@ -95,8 +107,24 @@ def test_maps_and_projections_as_colours():
     signal = np.zeros((3, 4, 4))
     signal[:, 0, 0] = 2, -2, 1
     assert pictures.centred(signal)[0, 0].tolist() == [1, 0, 0.75]
-    low, high = pictures.coloured(np.array([[0.0, 7.0]]), 7.0, signed=False)[0]
+
+    def shown(*values, **how):
+        return pictures.coloured(np.array([values]), pictures.scale_of(np.array(values), **how))[0]
+
+    low, high = shown(0.0, 7.0)
     assert low.sum() < 0.8 < high.sum()
-    minus, zero, plus = pictures.coloured(np.array([[-7.0, 0, 7]]), 7.0, signed=True)[0]
+    minus, zero, plus = shown(-7.0, 0.0, 7.0)
     assert minus[2] > minus[0] and plus[0] > plus[2] and zero.min() > 0.9
-    assert pictures.coloured(np.zeros((2, 2)), 0.0, signed=False).shape == (2, 2, 3)
+    np.testing.assert_allclose(shown(0.0, 7.0, grey=True), [[0] * 3, [1] * 3])
+    assert shown(0.0, 0.0).shape == (2, 3)
+
+
+@pytest.mark.parametrize("width, lines", [(20, 1), (6, 2)])
+def test_a_title_is_no_wider_than_its_picture(tmp_path, drawn, width, lines):
+    from resnet_min.viz import figures
+
+    figure = figures.new_figure(width, 2)
+    figures.entitle(figure, "resnet20 (resnet20-cifar10-1): test image 3421 (automobile): predicted automobile (84.7%)")
+    figures.save(figure, tmp_path / "t.png")
+    assert figure.get_suptitle().count("\n") == lines - 1
+    check_legible(figure, tmp_path / "t.png")

@@ -23,6 +23,13 @@ class ClassifyConfig(TaskConfig):
         "confusion": dict(action="store_true", help="draw the confusion matrix"),
         "roc": dict(action="store_true", help="draw the ROC curve of each class against the rest"),
         "reliability": dict(action="store_true", help="draw the reliability diagram (accuracy against confidence)"),
+        "corrupt": dict(
+            nargs="?",
+            const="all",
+            metavar="WHAT",
+            help="also accuracy under shift: on these images with all or some "
+            "of noise,blur,jpeg,brightness,contrast,pixelate at five severities, or on a folder as CIFAR-10-C is",
+        ),
         "tta": dict(choices=("flip",), help="average the logits of each image and its mirror image"),
     }
 

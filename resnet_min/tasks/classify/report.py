@@ -159,21 +159,28 @@ def worst(labels: np.ndarray, probabilities: np.ndarray, count: int) -> np.ndarr
     return order[confidence[order] >= 0]
 
 
-def table(report: Report) -> str:
-    """The per-class figures as aligned text, one line a class and one of each average."""
+def cells(report: Report) -> list[list[str]]:
+    """The per-class figures as text: a head, a row of each class and one of each average."""
     rows = [
-        (printable(name), int(images), *(getattr(report, key)[index] for key in PER_CLASS))
+        (name, int(images), *(getattr(report, key)[index] for key in PER_CLASS))
         for index, (name, images) in enumerate(zip(report.classes, report.images, strict=True))
     ]
     total = int(report.images.sum())
     rows += [(f"{kind} average", total, *(report.average(key, kind) for key in PER_CLASS)) for kind in AVERAGES]
-    width = max(len(row[0]) for row in rows)
-    lines = [f"{'class':{width}}  {'images':>7}" + "".join(f"  {key:>11}" for key in PER_CLASS)]
+    made = [["class", "images", *PER_CLASS]]
     for name, images, *values in rows:
-        cells = [f"{value:.2f}%" for value in values[:-1]] + [f"{values[-1]:.4f}"]
-        cells = ["undefined" if "nan" in cell else cell for cell in cells]
-        lines.append(f"{name:{width}}  {images:>7,}" + "".join(f"  {cell:>11}" for cell in cells))
-    return "\n".join(lines)
+        shares = [f"{value:.2f}%" for value in values[:-1]] + [f"{values[-1]:.4f}"]
+        made.append([name, f"{images:,}", *("undefined" if "nan" in share else share for share in shares)])
+    return made
+
+
+def table(report: Report) -> str:
+    """The same as aligned text."""
+    rows = [[printable(name), *others] for name, *others in cells(report)]
+    width = max(len(row[0]) for row in rows[1:])
+    return "\n".join(
+        f"{name:{width}}  {images:>7}" + "".join(f"  {cell:>11}" for cell in others) for name, images, *others in rows
+    )
 
 
 def as_dict(report: Report) -> dict[str, Any]:

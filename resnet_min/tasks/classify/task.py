@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +21,8 @@ from ...data.preprocessing import Preprocessing
 from ...data.sources import NEEDED
 from ...model import ResNet, count_macs, count_parameters
 from ...training.hardware import Hardware
-from ..task import Answer, Evaluation, Task, backbone, check_finite
-from . import report
+from ..task import Answer, Evaluation, Task, backbone, check_finite, with_bar
+from . import report, shift
 from .options import ClassifyConfig
 
 SAID = 3  # classes that an answer names
@@ -37,7 +38,7 @@ class Classify(Task):
         return data.load(
             config.data, data_dir=config.data_dir, cache_dir=config.cache_dir, image_size=config.image_size,
             val_size=config.val_size, seed=config.split_seed, limit=config.limit, train_share=config.train_share,
-            needed=needed,
+            needed=needed, normalised=bool(config.mean and config.std),
         )  # fmt: skip
 
     def read(self, file: str) -> Split:
@@ -87,7 +88,7 @@ class Classify(Task):
         macs = count_macs(net, batches.size)  # of both views
         predict(net, islice(batches.ordered(), 1), where)  # what a library sets up for it is not in the images/s
         began = perf_counter()
-        loss, _, logits = predict(net, batches.ordered(), where)
+        loss, _, logits = predict(net, with_bar(batches, where), where)
         speed = len(images) / (perf_counter() - began)
 
         found = report.report(images.labels, logits, dataset.classes)
@@ -103,10 +104,19 @@ class Classify(Task):
         if options.tta and config.flip == 0:
             print("note: this network was trained without flips and has never seen mirror images")
         title = f"{config.network} on {dataset.name}: {found.accuracy:.2f}% of {total:,} {split} images right"
+        title = options.title or title
         if where.world.first:
             pictures.draw(found, images, logits, picture_of, options, title)
         figures = {"tta": options.tta, "loss": loss, "parameters": count_parameters(net), "macs": macs}
         figures |= {"images_per_second": speed, **report.as_dict(found)}
+        tables = {"Figures of each class": report.cells(found)}
+        if options.corrupt:
+            figures["corruptions"] = rows = self._under_shift(net, images, len(dataset.classes), where, options)
+            tables["Accuracy under shift"] = shown = shift.table(rows, figures)
+            print("", *(f"{name:20}" + "".join(f"{cell:>12}" for cell in cells) for name, *cells in shown), sep="\n")
+            if where.world.first:
+                pictures.corruptions(rows, figures, picture_of("corruptions"), title=title)
+                print(f"accuracy under shift: {picture_of('corruptions')}")
         auc = figures["macro"]["auc"]
         columns = {
             "accuracy": f"{found.accuracy:.2f}%",
@@ -114,7 +124,21 @@ class Classify(Task):
             "calibration error": f"{found.calibration.error:.2f}%",
             "macro AUC": "undefined" if auc is None else f"{auc:.4f}",
         }
-        return Evaluation(figures, columns)
+        return Evaluation(figures, columns, tables)
+
+    def _under_shift(
+        self, net: nn.Module, images: Split, classes: int, where: Hardware, options: argparse.Namespace
+    ) -> list[dict[str, Any]]:
+        """Accuracy and calibration error of each corruption and severity."""
+        rows = []
+        for name, severity, some in shift.variants(images, options.corrupt, classes):
+            batches = self.batches(some, where, options.batch_size)
+            _, accuracy, logits = predict(net, with_bar(batches, where, f"{name} {severity}"), where)
+            probabilities = report.softmax(logits)
+            right = probabilities.argmax(1) == some.labels.numpy()
+            error = report.calibrate(right, probabilities.max(1)).error
+            rows.append({"corruption": name, "severity": severity, "accuracy": accuracy, "calibration_error": error})
+        return rows
 
     def answer(
         self,

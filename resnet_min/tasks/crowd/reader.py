@@ -165,7 +165,7 @@ def _some(names: list[str]) -> str:
 
 def _decode(name: str, found: dict[str, list[tuple[os.DirEntry, os.DirEntry]]]) -> dict[str, Any]:
     """All images and points: what the cache holds."""
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     def one(pair: tuple[os.DirEntry, os.DirEntry], points: np.ndarray | str) -> tuple[Tensor, Tensor, Tensor]:
         image = pixels(pair[0].path, None).copy()

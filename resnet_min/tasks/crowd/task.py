@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ...data.sources import NEEDED
 from ...model import count_macs, count_parameters
 from ...training.hardware import Hardware
-from ..task import Answer, Evaluation, Task, Weightless, backbone, check_finite
+from ..task import Answer, Evaluation, Task, Weightless, backbone, check_finite, with_bar
 from . import pictures, reader
 from .batches import Batches, Whole
 from .net import MAP_SCALE, CrowdNet
@@ -91,7 +91,7 @@ class Crowds(Task):
         images, config = dataset.splits[split], self.config
         batches = self.batches(images, where, options.batch_size)
         began = perf_counter()
-        mae, mse, predicted = count(net, batches.ordered(), where)
+        mae, mse, predicted = count(net, with_bar(batches, where), where)
         speed = len(images) / (perf_counter() - began)
         print(f"heads: {int(images.counts.sum()):,} in these images")
         print(f"\n{split} MAE {mae:.2f}, MSE {mse:.2f} (root of the mean squared count error), {speed:,.1f} images/s")
@@ -106,7 +106,7 @@ class Crowds(Task):
                 f"{config.arch} on {dataset.name}: the worst of {len(images)} {split} images; MAE {mae:.2f} over all"
             )
             picture = picture_of("worst")
-            pictures.maps(worst, maps, net.stride, config.sigma, picture, title=title)
+            pictures.maps(worst, maps, net.stride, config.sigma, picture, title=options.title or title)
             print(f"worst images: {picture}")
         constants = reader.constants(dataset, images).items()
         per_image = zip(images.names, images.counts.tolist(), predicted.tolist(), strict=True)
@@ -116,7 +116,14 @@ class Crowds(Task):
             "constants": {said: {"count": heads, "mae": mae, "mse": mse} for said, (heads, mae, mse) in constants},
             "images": [{"image": name, "heads": int(true), "predicted": heads} for name, true, heads in per_image],
         }  # fmt: skip
-        return Evaluation(figures, {"MAE": f"{mae:.2f}", "MSE": f"{mse:.2f}"})
+        said = [
+            (f"always the {what}, {value['count']:.1f} heads", value) for what, value in figures["constants"].items()
+        ]
+        rows = [
+            [what, f"{value['mae']:.2f}", f"{value['mse']:.2f}"] for what, value in (("this network", figures), *said)
+        ]
+        tables = {"Errors of the count, beside those who never look": [["predictor", "MAE", "MSE"], *rows]}
+        return Evaluation(figures, {"MAE": f"{mae:.2f}", "MSE": f"{mse:.2f}"}, tables)
 
     @torch.inference_mode()
     def answer(

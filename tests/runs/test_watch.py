@@ -1,0 +1,78 @@
+"""What is seen of a run while it trains."""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers import TINY
+
+import train
+from resnet_min.errors import UserError
+from resnet_min.runs import watch
+from resnet_min.tasks.classify.options import ClassifyConfig
+from resnet_min.training.loop import Progress
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0, "0 s"), (59.4, "59 s"), (61, "1 min"), (95, "2 min"), (3600, "60 min"), (7200, "2.0 hours"),
+     (68400, "19 hours"), (3 * 86400, "3.0 days"), (40 * 86400, "40 days")],
+)  # fmt: skip
+def test_a_duration_in_words(seconds, said):
+    assert watch.duration(seconds) == said
+
+
+def job(**options):
+    where = SimpleNamespace(device=torch.device("cpu"))
+    return SimpleNamespace(config=ClassifyConfig(**options), where=where, steps=10)
+
+
+def test_the_time_left_is_of_the_whole_run_with_its_evaluations():
+    watching, said, written = watch.Watch(job(epochs=6, val_every=2), done=0), [], []
+    bar = SimpleNamespace(set_postfix_str=lambda text, refresh: said.append(text), write=written.append)
+    progress = Progress(
+        torch.full((10,), 2.0), torch.tensor(150.0), taken=4, seen=torch.tensor(4), seconds=watch.TELLING - 2
+    )
+    watching.after_step(bar, progress)
+    assert said == ["run ends in 2 min, loss 2.0000, accuracy 37.50%, 0 images/s"] and not written  # 56 steps of 2 s
+    progress.seconds = 12.0
+    watching.after_step(bar, progress)
+    watching.after_step(bar, progress)
+    assert written == ["about 3 min to go, by the first steps"]  # once
+    assert watching.finished(2, looking=30.0) == f"  {watch.duration(40 * 3 + 2 * 30)} left"  # after epochs 4 and 6
+    assert watching.finished(3, looking=None) == f"  {watch.duration(30 * 3 + 2 * 30)} left"
+    assert watching.finished(6, looking=30.0) == ""
+
+
+def test_a_dry_run_says_how_long_and_leaves_nothing(folder, capsys, monkeypatch):
+    speeds = iter([100.0, 10.0])
+    monkeypatch.setattr(watch.budget, "_speed", lambda take, most: next(speeds))
+    train.main([*TINY, "--data", folder, "--epochs", "50", "--val-every", "5", "--dry-run"])
+    *_, last = capsys.readouterr().out.splitlines()
+    assert last.startswith("it would take about ") and "100 images/s in training, 10 in evaluation" in last
+    assert not Path("runs").exists()
+
+
+def test_main_returns_the_run_and_tensorboard_has_it(folder, capsys):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run = train.main([*TINY, "--data", folder, "--epochs", "2", "--out", "run", "--log", "tensorboard"])
+    assert run.folder == Path("run") and [row["epoch"] for row in run.rows] == [1, 2]
+    assert " left\n" in capsys.readouterr().out
+    train.main(["--resume", "run", "--epochs", "3", "--log", "tensorboard"])
+    read = events.EventAccumulator("run/tensorboard")
+    read.Reload()
+    tags = read.Tags()
+    assert {"loss/train", "loss/test", "accuracy/test", "step/loss", "step/lr"} <= set(tags["scalars"])
+    assert tags["images"] == ["curves"]
+    scalars = [event.value for event in read.Scalars("loss/train")]
+    assert scalars == pytest.approx([row["train_loss"] for row in run.rows] + scalars[2:])
+    assert len(scalars) == 3 and len(read.Scalars("step/loss")) == run.rows[0]["step"] * 3
+
+
+def test_tensorboard_is_an_extra(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(UserError, match=r"pip install -e '\.\[tensorboard\]'"):
+        train.main([*TINY, "--data", folder, "--epochs", "1", "--out", "run", "--log", "tensorboard"])
+    assert not list(Path("run").glob("*.pt"))
