@@ -1,5 +1,4 @@
-// The kernels of bn_add_relu, forward and backward, with nothing of the launch, so that a test can also run them on a
-// CPU.
+// The kernels of bn_add_relu, forward and backward.
 #pragma once
 
 #include "bn_add_relu/arithmetic.h"

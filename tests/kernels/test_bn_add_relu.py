@@ -4,7 +4,6 @@ import copy
 import functools
 import itertools
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,14 +11,12 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.utils import cpp_extension
 
 from resnet_min import kernels, model, ops, reference
 from resnet_min.model import resnet
 
 from .conftest import (
     REFUSAL,
-    ROOT,
     assert_as_close_as_eager,
     needs_extension,
     needs_gpu,
@@ -152,38 +149,6 @@ def test_other_instruction_sets(capability):
         "        check_all(*draw(shape, dtype, residual=residual), relu)\n"
     )
     run_under(capability, code)
-
-
-@pytest.mark.slow
-def test_cuda_kernels_on_the_cpu(tmp_path):
-    """Their source compiled as C++ over cuda_on_cpu.h: indexing, ragged ends and barriers, not the hardware."""
-    here = Path(__file__).parent
-    on_cpu = cpp_extension.load(
-        "bn_add_relu_on_cpu",
-        [str(here / "bn_add_relu_on_cpu.cpp")],
-        extra_cflags=["-O1", "-Wno-unknown-pragmas"],
-        extra_include_paths=[str(here), str(ROOT / "csrc")],
-        build_directory=str(tmp_path),
-    )
-    shapes = [(2, 1, 1, 1), (3, 3, 5, 7), (4, 16, 9, 9), (2, 24, 7, 5), (1, 260, 3, 7), (8, 64, 32, 32), (2, 512, 4, 4)]
-    for shape, dtype in itertools.product(shapes, [*DTYPES, torch.float16]):
-        tolerance = TOLERANCE[dtype] if shape != shapes[0] else {"rtol": 1, "atol": 1}
-        tolerance = {"rtol": 1e-3, "atol": 1e-3} if dtype == torch.float32 else tolerance
-        for residual, relu in FLAGS:
-            x, gamma, beta, extra, grad = draw(shape, dtype, residual=residual)
-            if dtype == torch.float32 and x.numel() < 9999:  # more values, and rounding takes one across ReLU's 0
-                x += 10
-            exact = results(eager, *doubled(x, gamma, beta, extra, grad), relu)
-            out, mean, invstd = on_cpu.bn_add_relu(x, gamma, beta, extra, EPS, relu)
-            args = grad, x, gamma, beta, mean, invstd, out if residual and relu else None, relu
-            *grads, grad_residual = on_cpu.bn_add_relu_backward(*args)
-            got = [out, *grads, *([grad_residual if relu else grad] if residual else [])]
-            for o, e in zip(got, exact, strict=True):
-                torch.testing.assert_close(o.double(), e, **tolerance)
-    x, gamma, beta, extra, grad = draw((9, 16, 5, 5), torch.bfloat16)
-    shifted = torch.empty(x.numel() + 1, dtype=x.dtype)[1:].as_strided(x.shape, x.stride()).copy_(x)  # not on 16 bytes
-    got, wanted = (on_cpu.bn_add_relu(t, gamma, beta, extra, EPS, True)[0] for t in (shifted, x))
-    torch.testing.assert_close(got, wanted)
 
 
 def any_shape(largest):
