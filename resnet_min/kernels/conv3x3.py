@@ -19,7 +19,8 @@ def conv3x3(x: Tensor, weight: Tensor) -> Tensor:
 
     Differentiable; the compiled kernel once. The CPU kernel, for float32 and multiples of 16 channels, is Winograd's
     F(2×2, 3×3) as in Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks" (CVPR 2016): 16 multiplications
-    for 36. An Inf or NaN in x makes NaN of the up to 16 outputs around it. Raises ValueError for a wrong dtype, shape
+    for 36. An Inf or NaN in x makes NaN of the up to 16 outputs around it, and values beyond 8e37, of which up to four
+    are added, may overflow to such. Raises ValueError for a wrong dtype, shape
     or device.
     """
     if backend.supported("conv3x3", x, weight):

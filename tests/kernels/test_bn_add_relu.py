@@ -245,6 +245,19 @@ def test_nan_and_inf(dtype, backend, device):
     assert out.isnan().sum() == 2 * 4 * 25 + 1
 
 
+@needs_extension
+@pytest.mark.parametrize("channels", [8, 7])
+def test_a_constant_whose_square_overflows(channels, device):
+    """Its variance is 0, which it is not everywhere in torch."""
+    skip_without_kernels(device)
+    x = torch.full((2, channels, 4, 4), 2e19, device=device).contiguous(memory_format=torch.channels_last)
+    _, mean, invstd = ops.bn_add_relu(
+        x, *torch.tensor([[1.0], [0.0]], device=device).expand(2, channels), None, EPS, True
+    )
+    torch.testing.assert_close(mean, torch.full_like(mean, 2e19))
+    torch.testing.assert_close(invstd, torch.full_like(invstd, EPS**-0.5))
+
+
 def test_nan_passes_the_mask(backend, device):
     """`!(out <= 0)`: where the output is NaN, the gradient goes through."""
     x, gamma, beta, residual, grad = draw((4, 16, 5, 5), device=device)

@@ -155,6 +155,16 @@ def test_every_kernel(interpreter, texts, arch):
     assert executed >= 0.95 * all_of_them, {plain(name): kernel.left_out for name, kernel in found.items()}
 
 
+@pytest.mark.parametrize("channels", [8, 7])
+def test_a_constant_whose_square_overflows(interpreter, texts, channels):
+    """Its variance is 0, though most threads have no value of it."""
+    interpreter.load(texts(ARCHS[0]).values())
+    x = torch.full((2, channels, 4, 4), 2e19).contiguous(memory_format=torch.channels_last)
+    _, mean, invstd = interpreter.call("bn_add_relu", x, torch.ones(channels), torch.zeros(channels), None, 1e-5, True)
+    torch.testing.assert_close(mean, torch.full_like(mean, 2e19))
+    torch.testing.assert_close(invstd, torch.full_like(invstd, 1e-5**-0.5))
+
+
 def test_nan_and_infinity(interpreter, texts):
     interpreter.load(texts(ARCHS[0]).values())
     x, weight, bias, residual = conv.sample(1, 8, 8, 8, 8, 3, torch.bfloat16)

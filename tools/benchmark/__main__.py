@@ -127,9 +127,11 @@ def main(argv: list[str] | None = None) -> None:
     started = time.monotonic()
     argv = sys.argv[1:] if argv is None else argv
     args = get_args(argv)
+    from resnet_min.training import hardware
+
     from . import timing
 
-    args.device = timing.device_of(args.device)
+    args.device = hardware.find_device(args.device or "auto")
     command = shlex.join(["python", "-m", "tools.benchmark", *argv])
     table = importlib.import_module(f".{args.table}", __package__)
     about = timing.about(args.device, getattr(table, "VERSIONS", ()))
