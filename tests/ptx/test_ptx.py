@@ -72,13 +72,19 @@ def ptx_of_the_library() -> dict[str, dict[str, str]]:
 # ---- one call each, compared with float64 ----
 
 
-def check_bn(interpreter, shape, dtype, residual, relu, offset=0, **way):
-    """Forward and backward. `offset`: elements by which x is not on 16 bytes."""
+def unaligned(tensor):
+    """The same values and strides, one element away from where 16 bytes begin."""
+    return (
+        torch.empty(tensor.numel() + 1, dtype=tensor.dtype)[1:].as_strided(tensor.shape, tensor.stride()).copy_(tensor)
+    )
+
+
+def check_bn(interpreter, shape, dtype, residual, relu, offset="", **way):
+    """Forward and backward. `offset`: "x" or "gamma", which is not on 16 bytes."""
     x, gamma, beta, extra, grad = bn.draw(shape, dtype, residual=residual)
     if dtype == torch.float32 and x.numel() < 9999:  # more values, and rounding takes one across ReLU's 0
         x += 10
-    if offset:
-        x = torch.empty(x.numel() + offset, dtype=dtype)[offset:].as_strided(x.shape, x.stride()).copy_(x)
+    x, gamma = unaligned(x) if offset == "x" else x, unaligned(gamma) if offset == "gamma" else gamma
     tiny = shape[0] * shape[2] * shape[3] < 4  # the gradient of x is what is left of a cancellation
     tolerance = {"rtol": 1, "atol": 1} if tiny else bn.TOLERANCE[dtype]
     tolerance = {"rtol": 1e-3, "atol": 1e-3} if dtype == torch.float32 else tolerance
@@ -115,7 +121,8 @@ def run_bn(interpreter, ways):
         for shape in [*odd, *long]:
             check_bn(interpreter, shape, dtype, residual, relu, **next(ways))
     for dtype in [*bn.DTYPES, torch.float16]:
-        check_bn(interpreter, (9, 16, 5, 5), dtype, True, True, offset=1, **next(ways))
+        for offset in ("x", "gamma"):
+            check_bn(interpreter, (9, 16, 5, 5), dtype, True, True, offset, **next(ways))
     check_bn(interpreter, (22, 33, 40, 40), torch.bfloat16, True, True, **next(ways))
 
 
