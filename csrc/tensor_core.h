@@ -1,6 +1,5 @@
 // The instructions of a tensor-core kernel: 16 bytes from global to shared memory behind the threads' backs, four 8x8
 // matrices from shared memory to registers, and a 16x8x16 matrix product. sm_80 has them all, and every later GPU.
-// Without nvcc none of this is there: tests/kernels/tensor_core_on_cpu.h has the same functions for a CPU.
 #pragma once
 
 #include <c10/macros/Macros.h>
@@ -8,8 +7,6 @@
 #include <c10/util/Half.h>
 
 #include <cstdint>
-
-#ifdef __CUDACC__
 
 namespace resnet_min {
 
@@ -71,5 +68,3 @@ __device__ inline void multiply_add<c10::Half>(float (&sum)[4], const uint32_t (
 }
 
 }  // namespace resnet_min
-
-#endif

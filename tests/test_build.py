@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -188,3 +190,16 @@ def test_build_info_is_coherent():
     assert (info["cuda"] == "built") == bool(info["cuda_version"]) == bool(info["archs"])
     note = json.loads(Path(resnet_min.__file__).with_name("_build.json").read_text())
     assert (note["cpu"], note["cuda"]) == (info["cpu"], info["cuda"])
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="no bash")
+def test_a_gpu_is_asked_in_three_calls_of_ten_minutes():
+    """The limits of .ci/gpu's steps, each with a name of its own; nothing is run."""
+    command = ["bash", str(ROOT / ".ci/gpu"), "all", "FOLDER"]
+    shown = subprocess.run(command, env={**os.environ, "DRY": "1"}, check=True, capture_output=True, text=True).stdout
+    steps = [line.split("\t") for line in shown.splitlines()]
+    assert {call for call, *_ in steps} == {"1", "2", "3"}
+    for call in "123":
+        assert sum(int(limit) for of, limit, *_ in steps if of == call) <= 600
+    assert len({name for _, _, name, _ in steps}) == len(steps)
+    assert [name for _, _, name, _ in steps][:4] == ["device", "build", "info", "kernel-tests"]

@@ -72,4 +72,5 @@ def test_no_file_is_long_and_no_folder_full():
     """350 lines and nine modules: beyond that a room has a reason, and a line here."""
     assert not [str(file) for file in FILES if len(file.read_text(encoding="utf-8").splitlines()) > 350]
     for folder in {file.parent for file in FILES} - {ROOT}:
-        assert len([file for file in folder.glob("*.py") if file.name != "__init__.py"]) <= 9, folder
+        most = 10 if folder.name == "benchmark" else 9  # a table a file, what times them, and the command
+        assert len([file for file in folder.glob("*.py") if file.name != "__init__.py"]) <= most, folder

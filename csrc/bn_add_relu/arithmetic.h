@@ -15,6 +15,10 @@ struct Moments {
   // Adds a second set (Chan, Golub & LeVeque 1979): every term is positive, so nothing cancels.
   C10_HOST_DEVICE void operator+=(const Moments& other) {
     if (other.count == 0) return;
+    if (count == 0) {  // and no product of 0 with a square that overflows
+      *this = other;
+      return;
+    }
     const T total = count + other.count, share = other.count / total, delta = other.mean - mean;
     distances += other.distances + delta * delta * count * share;
     mean += delta * share;

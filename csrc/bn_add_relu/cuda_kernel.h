@@ -1,5 +1,4 @@
-// The kernels of bn_add_relu, forward and backward, with nothing of the launch, so that a test can also run them on a
-// CPU.
+// The kernels of bn_add_relu, forward and backward.
 #pragma once
 
 #include "bn_add_relu/arithmetic.h"
@@ -14,7 +13,7 @@ namespace resnet_min {
 // less its first one, and the squares of that: as that is one of its n values, it is off by n times their spread at
 // most, and n is tens. From there on, means and squared distances are merged.
 template <typename T, int V>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kSumBlocksPerSm)
     moments_kernel(const T* __restrict__ x, Moments<SumOf<T>>* __restrict__ partial, Layout layout) {
   using A = SumOf<T>;
   __shared__ Moments<A> shared[V * kThreads];
@@ -66,11 +65,7 @@ __global__ void __launch_bounds__(kThreads)
   __shared__ Moments<A> shared[kThreads];
   const Share share = share_of<1>(layout);
   Moments<A> moments[1] = {};
-  if (share.active) {
-    for (int64_t row = share.depth; row < layout.rows; row += share.depths) {
-      moments[0] += partial[row * layout.channels + share.channel];
-    }
-  }
+  if (share.active) moments[0] = sum_of_share(partial, share, layout);
   add_up_depths(moments, share, shared);
   if (share.active && share.depth == 0) {
     mean[share.channel] = moments[0].mean;
@@ -89,11 +84,10 @@ __global__ void __launch_bounds__(kThreads)
   const Share share = share_of<V>(layout);
   if (!share.active) return;
   Normalisation<A> by[V];
+  const Pack<A, V> gammas = load_pack<V>(gamma + share.channel), betas = load_pack<V>(beta + share.channel);
+  const Pack<A, V> means = load_pack<V>(mean + share.channel), invstds = load_pack<V>(invstd + share.channel);
 #pragma unroll
-  for (int v = 0; v < V; ++v) {
-    const int c = share.channel + v;
-    by[v] = normalisation(gamma[c], beta[c], mean[c], invstd[c]);
-  }
+  for (int v = 0; v < V; ++v) by[v] = normalisation(gammas.at[v], betas.at[v], means.at[v], invstds.at[v]);
   for (int64_t row = layout.rows - 1 - share.first; row >= 0; row -= kUnroll * share.stride) {
     Pack<T, V> packs[kUnroll], addends[kUnroll];
 #pragma unroll
@@ -147,13 +141,13 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
   const Share share = share_of<V>(layout);
   GradientSums<A> sums[V] = {};
   if (share.active) {
-    A means[V];
+    const Pack<A, V> means = load_pack<V>(mean + share.channel);
     Normalisation<A> by[V];
+    if (mask == Mask::kFromX) {
+      const Pack<A, V> gammas = load_pack<V>(gamma + share.channel), betas = load_pack<V>(beta + share.channel);
+      const Pack<A, V> invstds = load_pack<V>(invstd + share.channel);
 #pragma unroll
-    for (int v = 0; v < V; ++v) {
-      const int c = share.channel + v;
-      means[v] = mean[c];
-      if (mask == Mask::kFromX) by[v] = normalisation(gamma[c], beta[c], means[v], invstd[c]);
+      for (int v = 0; v < V; ++v) by[v] = normalisation(gammas.at[v], betas.at[v], means.at[v], invstds.at[v]);
     }
     for (int64_t row = share.first; row < layout.rows; row += kRows * share.stride) {
       Pack<T, V> grads[kRows], packs[kRows], outs[kRows];
@@ -179,7 +173,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
             grads[u].at[v] = static_cast<T>(g);
           }
           sums[v].grad += g;
-          sums[v].product = std::fma(g, value - means[v], sums[v].product);
+          sums[v].product = std::fma(g, value - means.at[v], sums[v].product);
         }
         if (mask == Mask::kFromOut) {
           store_pack(grads[u], masked_grad + r * layout.channels + share.channel);
@@ -203,11 +197,7 @@ __global__ void __launch_bounds__(kThreads)
   __shared__ GradientSums<A> shared[kThreads];
   const Share share = share_of<1>(layout);
   GradientSums<A> sums[1] = {};
-  if (share.active) {
-    for (int64_t row = share.depth; row < layout.rows; row += share.depths) {
-      sums[0] += partial[row * layout.channels + share.channel];
-    }
-  }
+  if (share.active) sums[0] = sum_of_share(partial, share, layout);
   add_up_depths(sums, share, shared);
   if (share.active && share.depth == 0) {
     grad_gamma[share.channel] = sums[0].product * invstd[share.channel];
@@ -228,12 +218,18 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
   if (!share.active) return;
   Normalisation<A> by[V];
   InputGradient<A> gradient[V];
+  const A each = 1 / static_cast<A>(values);  // one division, not two a channel
+  const Pack<A, V> gammas = load_pack<V>(gamma + share.channel), means = load_pack<V>(mean + share.channel);
+  const Pack<A, V> invstds = load_pack<V>(invstd + share.channel);
+  const Pack<A, V> grad_gammas = load_pack<V>(grad_gamma + share.channel);
+  const Pack<A, V> grad_betas = load_pack<V>(grad_beta + share.channel);
+  Pack<A, V> betas = {};
+  if (mask) betas = load_pack<V>(beta + share.channel);
 #pragma unroll
   for (int v = 0; v < V; ++v) {
-    const int c = share.channel + v;
-    const A count = static_cast<A>(values);
-    if (mask) by[v] = normalisation(gamma[c], beta[c], mean[c], invstd[c]);
-    gradient[v] = input_gradient(gamma[c], mean[c], invstd[c], grad_beta[c] / count, grad_gamma[c] / count);
+    if (mask) by[v] = normalisation(gammas.at[v], betas.at[v], means.at[v], invstds.at[v]);
+    gradient[v] =
+        input_gradient(gammas.at[v], means.at[v], invstds.at[v], grad_betas.at[v] * each, grad_gammas.at[v] * each);
   }
   for (int64_t row = layout.rows - 1 - share.first; row >= 0; row -= kUnroll * share.stride) {
     Pack<T, V> grads[kUnroll], packs[kUnroll];

@@ -10,8 +10,9 @@ namespace resnet_min {
 
 constexpr int kThreads = 256;
 constexpr int kMaxLanes = 32;
-constexpr int kUnroll = 4;       // rows that a thread has under way
-constexpr int kBlocksPerSm = 2;  // at least: 128 registers a thread at most
+constexpr int kUnroll = 4;        // rows that a thread has under way
+constexpr int kFinishUnroll = 8;  // row blocks' sums that a thread has under way
+constexpr int kBlocksPerSm = 2;   // at least: 128 registers a thread at most
 
 struct Layout {
   int64_t rows;
@@ -29,6 +30,7 @@ struct Layout {
   int grid() const { return tiles * row_blocks; }
 };
 
+constexpr int kSumBlocksPerSm = 4;  // of the first pass forward: 64 registers a thread at most
 constexpr int kSumBlocks = 528;     // four for each of 132 multiprocessors; what they write is added up afterwards
 constexpr int kApplyBlocks = 2112;  // so many that the last ones to run are a small part
 
@@ -41,7 +43,7 @@ template <typename T>
 constexpr int kVector = 16 / sizeof(T);
 
 // Tensors are [rows, channels]; what is absent is null. `vectorised`: every row of every tensor starts on 16 bytes,
-// which are read and written at a time.
+// and so do the channels' figures; 16 bytes are read and written at a time.
 struct Sizes {
   int64_t rows;
   int channels;

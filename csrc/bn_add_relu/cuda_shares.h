@@ -36,6 +36,24 @@ C10_DEVICE inline Share share_of(const Layout& layout) {
   return share;
 }
 
+// Of what the row blocks have left for a thread's channel, the sum of its share. Several
+// loads are under way at once, for each takes as long as everything else here.
+template <typename Figure>
+C10_DEVICE inline Figure sum_of_share(const Figure* __restrict__ partial, const Share& share, const Layout& layout) {
+  Figure sum = {};
+  int64_t row = share.depth;
+  const auto at = [&](int u) { return (row + u * share.depths) * layout.channels + share.channel; };
+  for (; row + (kFinishUnroll - 1) * share.depths < layout.rows; row += kFinishUnroll * share.depths) {
+    Figure figures[kFinishUnroll];
+#pragma unroll
+    for (int u = 0; u < kFinishUnroll; ++u) figures[u] = partial[at(u)];
+#pragma unroll
+    for (int u = 0; u < kFinishUnroll; ++u) sum += figures[u];
+  }
+  for (; row < layout.rows; row += share.depths) sum += partial[at(0)];
+  return sum;
+}
+
 // Adds up what a block's threads hold for the same channels: afterwards `mine` is the sum at depth 0. `Figure` has a
 // `+=`. Halving leaves the same order of additions for every run.
 template <int V, typename Figure>

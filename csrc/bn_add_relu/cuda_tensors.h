@@ -58,7 +58,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> forward_by(const Run& run, const 
   with_type_of(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = SumOf<T>;
-    const Sizes sizes = sizes_of<T>(x, {x, addend, out});
+    const Sizes sizes = sizes_of<T>(x, {x, addend, out, scale, shift, mean, invstd});
     const at::Tensor partial = partial_sums(sizes.sums<T>(), Forward<T>::kFigures, mean);
     run(Forward<T>{data_of<T>(x), data_of<T>(addend), data_of<A>(scale), data_of<A>(shift), eps, relu, data_to<T>(out),
                    data_to<A>(mean), data_to<A>(invstd), partial.mutable_data_ptr(), sizes});
@@ -80,7 +80,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward_by(
   with_type_of(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = SumOf<T>;
-    const Sizes sizes = sizes_of<T>(x, {output_grad, x, output, grad_x, grad_residual});
+    const Sizes sizes = sizes_of<T>(
+        x, {output_grad, x, output, grad_x, grad_residual, scale, shift, means, invstds, grad_gamma, grad_beta});
     const at::Tensor partial = partial_sums(sizes.sums<T>(), Backward<T>::kFigures, means);
     run(Backward<T>{data_of<T>(output_grad), data_of<T>(x), data_of<T>(output), data_of<A>(scale), data_of<A>(shift),
                     data_of<A>(means), data_of<A>(invstds), relu, data_to<T>(grad_x),

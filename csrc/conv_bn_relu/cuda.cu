@@ -1,9 +1,9 @@
-// The kernels of conv_bn_relu and their launches; cuda_host.cpp has what comes before.
+// The kernels of conv_bn_relu and their launches; cuda_host.cpp has what comes before. In a namespace without a name,
+// kernels would have another name in each compilation, and tests/ptx reads two.
 #include "conv_bn_relu/cuda_kernel.h"
 #include "conv_bn_relu/cuda_launch.h"
 
 namespace resnet_min {
-namespace {
 
 template <typename T, typename Tile>
 __global__ void __launch_bounds__(kConvThreads, Tile::kBlocksPerSm)
@@ -23,6 +23,8 @@ __global__ void __launch_bounds__(kConvThreads)
                        int64_t outputs, int channels) {
   finish_sums<T, Sum, size>(sums, splits, bias, residual, relu, out, outputs, channels);
 }
+
+namespace {
 
 template <typename T, typename Sum, int size>
 cudaError_t finish_sums_on(cudaStream_t stream, const Sum* sums, int splits, const T* bias, const T* residual,

@@ -1,4 +1,4 @@
-// The kernels of cuda.cu, apart from their launch so that a test can also run them on a CPU.
+// What the kernels of cuda.cu compute.
 //
 // The convolution is a matrix product: [pixels of the output] x [window] times [window] x [output channels], where a
 // window is all taps times all input channels. Its left matrix is never made: a thread that brings 16 bytes of it into
@@ -13,16 +13,10 @@ namespace resnet_min {
 
 // ---- what follows the sums ----
 
-#ifdef __CUDACC__
-#define RESNET_MIN_DEVICE __device__ __forceinline__
-#else
-#define RESNET_MIN_DEVICE inline
-#endif
-
 // relu(sums + bias + residual) of adjacent channels, in the sums' precision, rounded once.
 template <typename T, typename Sum, int size>
-RESNET_MIN_DEVICE void finish(const Sum (&sums)[size], const Pack<T, size>& bias, const Pack<T, size>& residual,
-                              bool relu, T* out) {
+__device__ __forceinline__ void finish(const Sum (&sums)[size], const Pack<T, size>& bias,
+                                       const Pack<T, size>& residual, bool relu, T* out) {
   Pack<T, size> result;
 #pragma unroll
   for (int i = 0; i < size; ++i) {
@@ -35,8 +29,8 @@ RESNET_MIN_DEVICE void finish(const Sum (&sums)[size], const Pack<T, size>& bias
 // A thread owns `size` adjacent channels of a pixel, and adds up what the splits made of them, or takes what the
 // library did. It reads that and the residual and writes the output, 16 bytes at a time; `sums` may be `out`.
 template <typename T, typename Sum, int size>
-RESNET_MIN_DEVICE void finish_sums(const Sum* sums, int splits, const T* bias, const T* residual, bool relu, T* out,
-                                   int64_t outputs, int channels) {
+__device__ __forceinline__ void finish_sums(const Sum* sums, int splits, const T* bias, const T* residual, bool relu,
+                                            T* out, int64_t outputs, int channels) {
   const int64_t first = (static_cast<int64_t>(blockIdx.x) * kConvThreads + threadIdx.x) * size;
   if (first >= outputs) return;
   Sum total[size] = {};
@@ -64,8 +58,9 @@ RESNET_MIN_DEVICE void finish_sums(const Sum* sums, int splits, const T* bias, c
 // out, in every 8th row of its warp's part, 8 adjacent channels of 32: it reads 16 bytes of residual and writes 16 of
 // output, four threads 64 without a gap. `sums` [splits, pixels, out_channels] is null where there is one split.
 template <typename T, typename Tile>
-RESNET_MIN_DEVICE void convolve(const T* x, const T* weight, const T* bias, const T* residual, bool relu, T* out,
-                                float* sums, const ConvShape& shape, int stages_per_split, uint32_t shared) {
+__device__ __forceinline__ void convolve(const T* x, const T* weight, const T* bias, const T* residual, bool relu,
+                                         T* out, float* sums, const ConvShape& shape, int stages_per_split,
+                                         uint32_t shared) {
   constexpr int kPixelRows = Tile::kPixels / kPassRows, kFilterRows = Tile::kChannels / kPassRows;
   constexpr int kPixelSteps = Tile::kWarpPixels / 16, kFilterSteps = Tile::kWarpChannels / 16;
   constexpr int kWarpColumns = Tile::kChannels / Tile::kWarpChannels;

@@ -1,4 +1,4 @@
-// The kernel of cuda.cu, apart from its launch so that a test can also run it on a CPU.
+// The kernel of cuda.cu.
 #pragma once
 
 #include "crop_flip/geometry.h"

@@ -241,7 +241,12 @@ class FusedConv(nn.Module):
             if torch.cuda.is_current_stream_capturing() or _fixed_choice():
                 return ops.conv_bn_relu
             args = x, self.weight, self.bias, residual, self.stride, self.padding, self.relu
-            self._choices[key] = min((ops.conv_bn_relu, cudnn_conv_bn_relu), key=lambda call: milliseconds(call, args))
+            try:
+                theirs = milliseconds(cudnn_conv_bn_relu, args)
+            except RuntimeError:  # cuDNN has no engine for such an x, or no room for its workspace
+                theirs = math.inf
+            ours = milliseconds(ops.conv_bn_relu, args)
+            self._choices[key] = ops.conv_bn_relu if ours <= theirs else cudnn_conv_bn_relu
         return self._choices[key]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -290,6 +295,11 @@ def _fixed_choice() -> bool:
 
 def milliseconds(call: Callable[..., Tensor], args: tuple[Any, ...], calls: int = 10) -> float:
     """What a call takes on the GPU, the least of three times `calls` in a row, after as many that are not timed."""
+    with torch.cuda.device(args[0].device):  # whose events these are
+        return _milliseconds(call, args, calls)
+
+
+def _milliseconds(call: Callable[..., Tensor], args: tuple[Any, ...], calls: int) -> float:
     times = []
     for _ in range(4):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

@@ -22,7 +22,7 @@ def conv3x3(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
 
     float32   at stride 1, Winograd's F(2×2, 3×3) as in Lavin & Gray, "Fast Algorithms for Convolutional Neural
               Networks" (CVPR 2016): 16 multiplications for 36. An Inf or NaN in x makes NaN of the up to 16 outputs
-              around it.
+              around it, and values beyond 8e37, of which up to four are added, may overflow to such.
     bfloat16  at strides 1 and 2 on a processor with AMX, Intel's matrix instructions: sums in float32, rounded once.
               What oneDNN does as well is left to it.
 

@@ -28,8 +28,11 @@ def conv_bn_relu(
 
     Raises ValueError for a wrong dtype, shape, device, stride or padding, and the kernels also for 2**31 elements or
     more in x or the output; RuntimeError for an input that requires grad while grad is on. The kernels round to the
-    dtype once, at the end. The CPU kernel is `fused_net`'s in float32, with what is said there of weights and NaN;
-    its ReLU makes 0 of NaN in bfloat16. Equivalent to `relu(conv2d(x, weight, bias, stride, padding) + residual)`.
+    dtype once, at the end. NaN and infinity stay what they are, with two exceptions on a CPU: in float32 the kernel is
+    `fused_net`'s, with what is said there of weights, of Winograd's tiles and of huge values; in bfloat16 it may be
+    oneDNN's, whose ReLU makes 0 of some NaN and leaves others.
+
+    Equivalent to `relu(conv2d(x, weight, bias, stride, padding) + residual)`.
     """
     if backend.supported("conv_bn_relu", x, weight, bias, *([] if residual is None else [residual])):
         return backend.call("conv_bn_relu", check, x, weight, bias, residual, stride, padding, relu)

@@ -55,7 +55,8 @@ def fused_net(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], pl
     requires grad while grad is on. The kernel keeps weights in an order of its own, by tensor and version, for as long
     as they live, and memory for maps of the sizes it saw last; any number of threads may call it. A weight that is
     written to through `.data`, or under `torch.inference_mode`, has no new version: the kernel does not notice.
-    NaN and infinity stay, but in Winograd's forms they reach every pixel of a tile that has them in its input.
+    NaN and infinity stay, but in Winograd's forms either makes NaN of every pixel of a tile that has it in its input,
+    and finite values may overflow to them: beyond 8e37 in F(2×2), where up to four are added, 3e36 in F(4×4).
     Equivalent to `conv_bn_relu`, `max_pool2d`, `mean((2, 3))` and `linear` in turn.
     """
     if backend.supported("fused_net", x):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -34,7 +35,9 @@ class Recorder:
             return step(images, targets)
         if self.taken < WARM_UP:
             self.taken += 1
-            return on_a_side_stream(step, images, targets)
+            with warnings.catch_warnings():  # a capturable optimizer warns of steps that are not captured
+                warnings.filterwarnings("ignore", ".*capturable=True")
+                return on_a_side_stream(step, images, targets)
         if self.replay is None:
             self.replay = record(step, self.arguments)
         for to, given in zip(self.arguments, (images, targets), strict=True):

@@ -59,21 +59,31 @@ def hardware(device: str = "auto", amp: str = "auto", world: World = World()) ->
 
     Raises UserError for a device that is not there.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if world.size > 1 and device == "auto" and torch.cuda.is_available():
+        device = "cuda"
     if world.size > 1 and device.startswith("cuda"):
         if device != "cuda":
             raise UserError(f"--device {device} is one GPU; of several processes each takes its own: --device cuda")
         device = f"cuda:{world.local_rank}"
-    try:
-        where = torch.device(device)
-        torch.empty(0, device=where)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {device!r} is not available here: {str(error).splitlines()[0]}") from None
-    if world.size > 1 and where.type == "cuda":
-        torch.cuda.set_device(where)
+    where = find_device(device)
     bf16 = amp == "bf16" or (amp == "auto" and has_bf16(where))
     return Hardware(where, torch.bfloat16 if bf16 else torch.float32, world)
+
+
+def find_device(name: str = "auto") -> torch.device:
+    """A device by name; "auto" is a GPU where there is one. Raises UserError where there is none of that name.
+
+    A GPU becomes CUDA's current device: what has no tensor to go by (a stream, an event, a graph) belongs to that.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {name!r} is not available here: {str(error).splitlines()[0]}") from None
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
 
 
 def cpu() -> Hardware:

@@ -322,6 +322,18 @@ def test_a_trial_for_each_shape(net, trials):
     assert not any(conv._choices for conv in with_trials(copy.deepcopy(fused)))
 
 
+def test_a_trial_without_an_engine_of_cudnn(net, trials, monkeypatch):
+    def milliseconds(call, args):
+        if call is fusing.cudnn_conv_bn_relu:
+            raise RuntimeError("FIND was unable to find an engine to execute this computation")
+        return 1e9
+
+    monkeypatch.setattr(fusing, "milliseconds", milliseconds)
+    fused = fuse(net)
+    assert_same_logits(fused, net, images(3))
+    assert all(set(conv._choices.values()) == {ops.conv_bn_relu} for conv in with_trials(fused) if conv.relu)
+
+
 def test_no_trial_while_a_graph_is_captured(net, trials, monkeypatch):
     fused = fuse(net)
     fused(images(3))

@@ -149,14 +149,25 @@ def test_gradients_that_are_not_asked_for():
 
 
 @needs_extension
-def test_nan_stays_near():
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nan_stays_near(value):
     """It makes NaN of every output that it is part of, and of none outside the tiles that see it."""
     x, weight, _ = draw(2, size=(9, 9))
-    x[1, 5, 4, 4] = float("nan")
+    x[1, 5, 4, 4] = value
     out = ops.conv3x3(x, weight)
-    assert out[1, :, 3:6, 3:6].isnan().all()
+    assert (out[1, :, 3:6, 3:6].isnan() if value != value else ~out[1, :, 3:6, 3:6].isfinite()).all()
     out[1, :, 2:6, 2:6] = 0
     assert out.isfinite().all()
+
+
+@needs_extension
+def test_large_values_do_not_overflow():
+    """As long as four times them does not, as documented."""
+    x, weight, _ = draw(1, size=(8, 8))
+    scale = 8e37 / x.abs().max()
+    out, plain = ops.conv3x3(x * scale, weight / 99), ops.conv3x3(x, weight / 99)
+    assert out.isfinite().all()
+    torch.testing.assert_close(out / scale, plain, rtol=1e-4, atol=1e-5)
 
 
 @needs_extension

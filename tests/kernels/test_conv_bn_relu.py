@@ -183,6 +183,17 @@ def test_empty_batch(residual, dtype, backend, device):
     assert out.shape == (0, 32, 4, 3) and out.dtype == dtype
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nan_and_infinity_stay_near(value, backend, device):
+    """In whatever form a convolution is: where the input has it, and at most in tiles of 4 × 4 that see it."""
+    x, weight, bias, *_ = draw(2, 64, (16, 16), 64, device=device)
+    x[1, 3, 8, 8] = value
+    out = ops.conv_bn_relu(x, weight, bias, None, 1, 1, False)
+    assert not out[1, :, 7:10, 7:10].isfinite().any()
+    out[1, :, 4:13, 4:13] = 0
+    assert out.isfinite().all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_nan_and_infinity(dtype, backend, device):
     """NaN is kept, but oneDNN's ReLU, in bfloat16, may make 0 of it, as documented."""

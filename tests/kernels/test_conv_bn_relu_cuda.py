@@ -1,4 +1,4 @@
-"""conv_bn_relu's CUDA kernels; without a GPU as C++ over tensor_core_on_cpu.h, function by function and whole."""
+"""What conv_bn_relu's CUDA kernel reads and where it puts it, function by function; on a GPU the whole of it."""
 
 import ctypes
 import os
@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch.utils import cpp_extension
 
@@ -21,7 +19,6 @@ from .conftest import ROOT, assert_as_close_as_eager, needs_gpu
 HERE = Path(__file__).parent
 WIDE, TALL, NARROW = range(3)
 TILES = {WIDE: (128, 128), TALL: (256, 64), NARROW: (128, 32)}  # output pixels, output channels
-GUARD = 64  # elements on both sides of an output that must stay as they are
 
 # Channels, size, filters, filter size, stride, padding: of CIFAR's and ImageNet's stems and stages, and odd ones.
 SHAPES = [
@@ -56,28 +53,28 @@ class Plan(ctypes.Structure):
 
 
 @pytest.fixture(scope="module")
-def on_cpu(tmp_path_factory):
-    """tests/kernels/conv_bn_relu_on_cpu.cpp, compiled."""
+def functions(tmp_path_factory):
+    """tests/kernels/conv_bn_relu_tiles.cpp, compiled."""
     compiler = shlex.split(os.environ.get("CXX", "c++"))
     if not shutil.which(compiler[0]):
         pytest.skip("no compiler")
-    library = tmp_path_factory.mktemp("on_cpu") / "conv_bn_relu.so"
+    library = tmp_path_factory.mktemp("tiles") / "conv_bn_relu.so"
     include = [f"-I{ROOT / 'csrc'}", *(f"-isystem{path}" for path in cpp_extension.include_paths())]
     flags = ["-O2", "-std=c++20", "-shared", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Werror"]
-    command = [*compiler, *flags, *include, str(HERE / "conv_bn_relu_on_cpu.cpp"), "-o", str(library)]
+    command = [*compiler, *flags, *include, str(HERE / "conv_bn_relu_tiles.cpp"), "-o", str(library)]
     subprocess.run(command, check=True)
     loaded = ctypes.CDLL(str(library))
     loaded.chunks.restype = ctypes.c_bool
-    loaded.tiles.restype = loaded.conv_bn_relu.restype = ctypes.c_int64
+    loaded.tiles.restype = ctypes.c_int64
     return loaded
 
 
-def shape_of(on_cpu, batch, channels, height, width, filters, kernel, stride, padding):
+def shape_of(functions, batch, channels, height, width, filters, kernel, stride, padding):
     """The kernel's own description of a convolution with kernel × kernel filters."""
     out_height, out_width = ((size + 2 * padding - kernel) // stride + 1 for size in (height, width))
     sizes = height, width, channels, kernel, kernel, stride, padding, out_height, out_width, filters
     shape = ConvShape(*sizes, batch * out_height * out_width)
-    on_cpu.complete_shape(ctypes.byref(shape))
+    functions.complete_shape(ctypes.byref(shape))
     return shape
 
 
@@ -85,10 +82,10 @@ def shape_of(on_cpu, batch, channels, height, width, filters, kernel, stride, pa
 
 
 @pytest.mark.parametrize("channels, size, filters, kernel, stride, padding", SHAPES)
-def test_chunks_are_the_windows(on_cpu, channels, size, filters, kernel, stride, padding):
+def test_chunks_are_the_windows(functions, channels, size, filters, kernel, stride, padding):
     """Every output pixel gets every tap and channel of its window once, beside the weight's same tap and channel."""
     batch, height, width = 2, size, size + 3
-    shape = shape_of(on_cpu, batch, channels, height, width, filters, kernel, stride, padding)
+    shape = shape_of(functions, batch, channels, height, width, filters, kernel, stride, padding)
     # What unfold makes of x's own offsets (+ 1, so that 0 is padding): [pixels, taps, channels] as the weight's.
     x = torch.arange(1, batch * height * width * channels + 1, dtype=torch.float64).view(batch, height, width, channels)
     taps = F.unfold(x.permute(0, 3, 1, 2), kernel, padding=padding, stride=stride)
@@ -97,7 +94,7 @@ def test_chunks_are_the_windows(on_cpu, channels, size, filters, kernel, stride,
     in_x, in_filter = (torch.empty(4 * shape.stages, dtype=torch.int64) for _ in range(2))
     for pixel in range(shape.pixels + 1):
         args = ctypes.byref(shape), pixel, *(ctypes.c_void_p(t.data_ptr()) for t in (in_x, in_filter))
-        assert on_cpu.chunks(*args)
+        assert functions.chunks(*args)
         if pixel == shape.pixels:  # a ragged tile's next
             assert (in_x == -1).all()
             continue
@@ -107,21 +104,21 @@ def test_chunks_are_the_windows(on_cpu, channels, size, filters, kernel, stride,
         assert torch.equal(in_x[real], expected[pixel, in_filter[real]])
 
 
-def test_chunks_of_two_billion_elements(on_cpu):
+def test_chunks_of_two_billion_elements(functions):
     """The last pixel's window, at offsets that in bytes are beyond 32-bit integers."""
-    shape = shape_of(on_cpu, 8191, 64, 64, 64, 64, 3, 1, 1)
+    shape = shape_of(functions, 8191, 64, 64, 64, 64, 3, 1, 1)
     in_x, in_filter = (torch.empty(4 * shape.stages, dtype=torch.int64) for _ in range(2))
     pointers = (ctypes.c_void_p(t.data_ptr()) for t in (in_x, in_filter))
-    assert on_cpu.chunks(ctypes.byref(shape), shape.pixels - 1, *pointers)
+    assert functions.chunks(ctypes.byref(shape), shape.pixels - 1, *pointers)
     tap, channel = in_filter // 64, in_filter % 64
     expected = (shape.pixels - 1 + (tap // 3 - 1) * 64 + tap % 3 - 1) * 64 + channel
     outside = (tap // 3 == 2) | (tap % 3 == 2)
     assert torch.equal(in_x, expected.masked_fill(outside, -1)) and in_x.max() > 2**31 - 2**19
 
 
-def test_shared_memory_has_no_bank_conflicts(on_cpu):
+def test_shared_memory_has_no_bank_conflicts(functions):
     """Chunks have places of their own; 8 rows of a column, and 2 rows, are in the 8 different 16-byte banks."""
-    place = torch.tensor([[on_cpu.shared_offset_of(row, column) for column in range(4)] for row in range(128)])
+    place = torch.tensor([[functions.shared_offset_of(row, column) for column in range(4)] for row in range(128)])
     assert torch.equal(place.flatten().sort().values, torch.arange(128 * 4) * 16)
     bank = place // 16 % 8
     for row in range(0, 128, 8):
@@ -131,9 +128,9 @@ def test_shared_memory_has_no_bank_conflicts(on_cpu):
         assert bank[row : row + 2].unique().numel() == 8
 
 
-def test_a_lane_has_adjacent_channels(on_cpu):
+def test_a_lane_has_adjacent_channels(functions):
     """Its columns of four products, 2 * (lane % 4) and the next, are 8 channels in order."""
-    filters = torch.tensor([on_cpu.filter_of(row) for row in range(128)])
+    filters = torch.tensor([functions.filter_of(row) for row in range(128)])
     assert torch.equal(filters.sort().values, torch.arange(128))
     for group in range(0, 128, 32):
         for lane in range(4):
@@ -141,35 +138,27 @@ def test_a_lane_has_adjacent_channels(on_cpu):
             assert filters[rows].tolist() == list(range(group + 8 * lane, group + 8 * lane + 8))
 
 
-def test_fragments(on_cpu):
-    """What a lane loads for a product is what the product takes from it."""
-    a, b = (torch.randint(-8, 9, (16, 16)).half() for _ in range(2))
-    out = torch.empty(16, 16)
-    on_cpu.multiply(*(ctypes.c_void_p(t.data_ptr()) for t in (a, b, out)))
-    assert torch.equal(out, a.float() @ b.float().T)
-
-
 @pytest.mark.parametrize("batch", [1, 2, 16, 128, 1024])
 @pytest.mark.parametrize("sms", [1, 20, 108, 132])
-def test_plan_covers_the_window(on_cpu, batch, sms):
+def test_plan_covers_the_window(functions, batch, sms):
     for channels, size, *rest in SHAPES + [(512, 4, 512, 3, 1, 1), (2048, 4, 512, 1, 1, 0), (64, 32, 64, 3, 1, 1)]:
-        shape, plan = shape_of(on_cpu, batch, channels, size, size, *rest), Plan()
-        on_cpu.plan(ctypes.byref(shape), sms, ctypes.byref(plan))
+        shape, plan = shape_of(functions, batch, channels, size, size, *rest), Plan()
+        functions.plan(ctypes.byref(shape), sms, ctypes.byref(plan))
         assert 1 <= plan.splits <= 8 and (plan.splits - 1) * plan.stages_per_split < shape.stages
         assert plan.splits * plan.stages_per_split >= shape.stages
-        tiles = on_cpu.tiles(ctypes.byref(shape), plan.tile)
+        tiles = functions.tiles(ctypes.byref(shape), plan.tile)
         pixels, columns = TILES[plan.tile]
         assert tiles == -(-shape.pixels // pixels) * -(-shape.out_channels // columns)
         assert plan.splits == 1 or tiles * plan.splits <= sms * (4 if plan.tile == NARROW else 2)
 
 
-def test_plan(on_cpu):
+def test_plan(functions):
     """Large tiles while they fill the GPU, and then splits or narrow tiles."""
 
     def plan(batch, *conv):
         plan = Plan()
-        shape = shape_of(on_cpu, batch, conv[0], conv[1], *conv[1:])
-        on_cpu.plan(ctypes.byref(shape), 132, ctypes.byref(plan))
+        shape = shape_of(functions, batch, conv[0], conv[1], *conv[1:])
+        functions.plan(ctypes.byref(shape), 132, ctypes.byref(plan))
         return plan.tile, plan.splits
 
     assert plan(1024, 64, 32, 64, 3, 1, 1) == (TALL, 1)
@@ -179,7 +168,7 @@ def test_plan(on_cpu):
     assert plan(1, 512, 4, 512, 3, 1, 1) == (NARROW, 8)
 
 
-# ---- the whole kernel ----
+# ---- what tests of the whole kernel share: tests/ptx has them ----
 
 
 def sample(batch, channels, height, width, filters, kernel, dtype, *, stride=1, padding=1, residual=True):
@@ -191,39 +180,6 @@ def sample(batch, channels, height, width, filters, kernel, dtype, *, stride=1, 
     return x, weight.contiguous(memory_format=torch.channels_last), torch.randn(filters).to(dtype), other
 
 
-def run_on_cpu(on_cpu, tile, splits, x, weight, bias, residual, stride, padding, relu):
-    """The kernel's output, having checked that it read and wrote where it may."""
-    batch, channels, height, width = x.shape
-    filters, _, kernel, _ = weight.shape
-    shape = shape_of(on_cpu, batch, channels, height, width, filters, kernel, stride, padding)
-    stages = -(-shape.stages // splits)
-    splits = -(-shape.stages // stages)
-    size = shape.pixels * filters
-    room = torch.full((size + 2 * GUARD,), 7.0, dtype=x.dtype)
-    sums = torch.full((splits * size + 2 * GUARD,), 7.0)
-    pointer = ctypes.c_void_p
-    wrong = on_cpu.conv_bn_relu(
-        ctypes.c_bool(x.dtype == torch.float16),
-        tile,
-        pointer(x.data_ptr()),
-        ctypes.c_int64(2 * x.numel()),
-        pointer(weight.data_ptr()),
-        ctypes.c_int64(2 * weight.numel()),
-        pointer(bias.data_ptr()),
-        pointer(None if residual is None else residual.data_ptr()),
-        ctypes.c_bool(relu),
-        pointer(room.data_ptr() + 2 * GUARD),
-        pointer(sums.data_ptr() + 4 * GUARD),
-        ctypes.byref(shape),
-        splits,
-        stages,
-    )
-    assert wrong == 0
-    for guarded in (room, sums):
-        assert (guarded[:GUARD] == 7).all() and (guarded[-GUARD:] == 7).all()
-    return room[GUARD:-GUARD].view(batch, shape.out_height, shape.out_width, filters).permute(0, 3, 1, 2)
-
-
 def assert_rounded_once(out, x, weight, bias, residual, stride, padding, relu):
     """`out` is what float64 gives, but for the sums' float32 and one rounding."""
     exact = F.conv2d(x.double(), weight.double(), bias.double(), stride, padding)
@@ -231,77 +187,6 @@ def assert_rounded_once(out, x, weight, bias, residual, stride, padding, relu):
     exact = exact.relu() if relu else exact
     eps = torch.finfo(out.dtype).eps
     torch.testing.assert_close(out.double(), exact, rtol=0.51 * eps, atol=1e-5, equal_nan=True)
-
-
-@pytest.mark.parametrize("tile", TILES)
-@pytest.mark.parametrize("splits", [1, 3])
-def test_kernel(on_cpu, tile, splits):
-    """Two tiles of pixels, the last ragged; filters that are no multiple of the tile; padding."""
-    pixels, columns = TILES[tile]
-    size = pixels // 8 + 3, 9
-    for dtype, residual, relu in [(torch.bfloat16, True, True), (torch.float16, False, False)]:
-        args = sample(1, 16, *size, columns + 8, 3, dtype, residual=residual)
-        assert_rounded_once(run_on_cpu(on_cpu, tile, splits, *args, 1, 1, relu), *args, 1, 1, relu)
-
-
-def test_kernel_keeps_nan_and_infinity(on_cpu):
-    x, weight, bias, residual = sample(1, 8, 8, 8, 8, 3, torch.bfloat16)
-    x[0, 3, 4, 5], bias[2], residual[0, 5, 0, 0] = float("nan"), float("inf"), float("-inf")
-    args = x, weight, bias, residual, 1, 1, True
-    out = run_on_cpu(on_cpu, NARROW, 1, *args)
-    assert out.isnan().sum() == 9 * 8 and out.isinf().sum() == 64 - 9 and out[0, 5, 0, 0] == 0
-    assert_rounded_once(out, *args)
-
-
-@pytest.mark.parametrize("channels, size", [(12, 4), (13, 1)])
-def test_finish_after_the_library(on_cpu, channels, size):
-    """Bias, residual and ReLU in float32, by 16 bytes and one by one."""
-    for relu in (True, False):
-        sums, residual = torch.randn(2, 3, 5, 7, channels)
-        bias = torch.randn(channels)
-        expected = sums + bias + residual
-        on_cpu.finish_in_place(
-            size,
-            ctypes.c_void_p(bias.data_ptr()),
-            ctypes.c_void_p(residual.data_ptr()),
-            ctypes.c_bool(relu),
-            ctypes.c_void_p(sums.data_ptr()),
-            ctypes.c_int64(sums.numel()),
-            channels,
-        )
-        assert torch.equal(sums, expected.relu() if relu else expected)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("channels, size, filters, kernel, stride, padding", SHAPES)
-def test_kernel_on_every_shape(on_cpu, channels, size, filters, kernel, stride, padding, dtype):
-    for tile in TILES:
-        for splits, residual, relu in [(1, True, True), (2, False, True), (1, True, False), (4, True, True)]:
-            how = {"stride": stride, "padding": padding, "residual": residual}
-            args = sample(3, channels, size, size + 2, filters, kernel, dtype, **how)
-            assert_rounded_once(
-                run_on_cpu(on_cpu, tile, splits, *args, stride, padding, relu), *args, stride, padding, relu
-            )
-
-
-@pytest.mark.slow
-@settings(max_examples=150, deadline=None)
-@given(data=st.data())
-def test_kernel_on_any_shape(on_cpu, data):
-    def draw(low, high):
-        return data.draw(st.integers(low, high))
-
-    kernel, stride, padding = draw(1, 5), draw(1, 3), draw(0, 3)
-    smallest = max(1, kernel - 2 * padding)
-    height, width = draw(smallest, smallest + 9), draw(smallest, smallest + 9)
-    channels, filters, batch = 8 * draw(1, 10), 8 * draw(1, 18), draw(1, 5)
-    dtype = data.draw(st.sampled_from([torch.bfloat16, torch.float16]))
-    how = {"stride": stride, "padding": padding, "residual": draw(0, 1) == 1}
-    args = sample(batch, channels, height, width, filters, kernel, dtype, **how)
-    relu = draw(0, 1) == 1
-    out = run_on_cpu(on_cpu, draw(0, 2), draw(1, 8), *args, stride, padding, relu)
-    assert_rounded_once(out, *args, stride, padding, relu)
 
 
 # ---- on a GPU ----

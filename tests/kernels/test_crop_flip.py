@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +9,6 @@ import torch
 import torchvision.transforms.functional as v1
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils import cpp_extension
 from torchvision.transforms.v2 import functional as v2
 
 from resnet_min import ops, reference
@@ -258,31 +256,6 @@ def test_kernel_refuses_pixels_with_gaps():
     images, *rest = draw((5, 8, 8), 4, 2)
     with pytest.raises(ValueError, match=r"images must have strides \[any, any, 3, 1\]; got \[192, 24, 6, 1\]"):
         torch.ops.resnet_min.crop_flip(images[:, :, ::2], *rest)
-
-
-# ---- crop_flip: the CUDA kernel without a GPU ----
-
-
-@pytest.mark.slow
-def test_cuda_kernel_on_the_cpu(tmp_path):
-    """Its source compiled as C++ over cuda_on_cpu.h: indexing, ragged ends and barriers, not the hardware."""
-    here = Path(__file__).parent
-    on_cpu = cpp_extension.load(
-        "crop_flip_on_cpu",
-        [str(here / "crop_flip_on_cpu.cpp")],
-        extra_cflags=["-O1", "-Wno-unknown-pragmas"],
-        extra_include_paths=[str(here), str(ROOT / "csrc")],
-        build_directory=str(tmp_path),
-    )
-    for dtype in DTYPES:
-        for shape in [(9, 32, 32), (3, 1, 1), (3, 5, 7), (2, 33, 31), (2, 40, 52)]:
-            for padding in (0, 4, 40):
-                args = draw(shape, 7, padding, dtype)
-                assert_same(on_cpu.crop_flip(*args), reference.crop_flip(*args))
-    images, *rest = draw((4, 40, 36), 7, 4)
-    cut = images[::2, 3:35:2, 2:34]
-    index = rest[0] // 2
-    assert_same(on_cpu.crop_flip(cut, index, *rest[1:]), reference.crop_flip(cut, index, *rest[1:]))
 
 
 # ---- crop_flip: as an operator ----

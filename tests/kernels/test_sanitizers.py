@@ -43,8 +43,8 @@ def test_address_and_undefined_behaviour(tmp_path):
         subprocess.run(["g++", f"-print-file-name={name}"], check=True, capture_output=True, text=True).stdout.strip()
         for name in ("libasan.so", "libubsan.so")
     )
-    # The runtimes come first in the process, and keep memory that was freed; they do not follow the CUDA shims' stacks.
-    chosen = ["-m", "slow or not slow", "-k", "not compile and not cuda_kernel and not memory_is_flat"]
+    # The runtimes come first in the process, and keep memory that was freed.
+    chosen = ["-m", "slow or not slow", "-k", "not compile and not memory_is_flat"]
     names = [operator.name for operator in OPERATORS] + ["sync_bn", "hostile_calls"]
     tests = [f"tests/kernels/test_{name}.py" for name in names]
     options = "detect_leaks=0:allocator_may_return_null=1"  # what asks for too much memory gets torch's error

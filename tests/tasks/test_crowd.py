@@ -372,7 +372,7 @@ def test_a_small_net_learns_to_count_blobs():
 
 TINY = (
     "--task crowd --arch resnet20 --blocks 1 1 --widths 4 4 --strides 1 2 --crop 32 --batch-size 2 --val-size 2 "
-    "--schedule constant --amp off"
+    "--schedule constant --amp off --device cpu"
 ).split()
 
 

@@ -1,5 +1,6 @@
 """What a row says, that contenders must agree, that a table goes on, that each operator has one."""
 
+import argparse
 import json
 import sys
 import time
@@ -12,7 +13,7 @@ from helpers import unpack_runs
 from resnet_min import ops
 from resnet_min.errors import UserError
 from resnet_min.kernels import OPERATORS, backend
-from tools.benchmark import TABLES, inference, kernels, timing
+from tools.benchmark import TABLES, inference, kernels, roofline, timing
 from tools.benchmark import __main__ as benchmark
 
 CPU = torch.device("cpu")
@@ -126,9 +127,9 @@ def test_logits_are_compared_image_by_image(batch):
         inference.check({"ours": logits + 1}, exact)
 
 
-@pytest.mark.parametrize("name", [name for name in TABLES if name not in ("serving", "server")])  # see test_serving.py
+@pytest.mark.parametrize("name", [name for name in TABLES if name not in ("serving", "server", "roofline")])
 def test_contenders_agree(name, monkeypatch, capsys):
-    """The smallest of each table, timed for no time: its check passes."""
+    """The smallest of each table, timed for no time: its check passes. The others: test_serving.py, below."""
     monkeypatch.setattr(timing, "WINDOWS", 1)
     monkeypatch.setattr(torch.nn.Module, "compile", lambda *_, **__: None)  # slow, and another project's to test
     benchmark.main([name, "--device", "cpu", "--arch", "resnet20", "--batch", "4"])
@@ -199,3 +200,37 @@ def test_multiply_adds_in_registers_are_done():
 
 def test_what_is_timed_are_operators():
     assert {"crop_flip", "fused_net", *kernels.OPERATORS} <= {operator.name for operator in OPERATORS}
+
+
+# ---- what memory and arithmetic allow ----
+
+
+def of_network(arch, batch):
+    args = argparse.Namespace(arch=arch, batch=[batch], device=CPU)
+    return list(roofline.cases(args))
+
+
+def test_roofline_of_resnet18(capsys):
+    """By hand: the figures of the design, and the last block's batch norm."""
+    rows = [row for case in of_network("resnet18", 128) for row in roofline.run(case, CPU)]
+    by = {(row["kernel"], row["layer"]): row for row in rows}
+    step, inference = by["training step", "resnet18"], by["inference", "resnet18"]
+    assert inference["gflop"] / 128 == pytest.approx(1.11, rel=0.01) and step["gflop"] == pytest.approx(
+        3 * inference["gflop"]
+    )
+    assert inference["H100_ms"] == inference["H200_ms"] == pytest.approx(inference["gflop"] / 790)  # arithmetic's limit
+    assert step["H200_ms"] == pytest.approx(step["mib"] * 2**20 / 4.3e9)  # memory's
+    last = 512 * 4 * 4 * 2 * 128 / 2**20  # a map in bfloat16
+    name = "512-512 3x3/1 on 4x4 +add+relu"
+    assert by["bn forward", name]["mib"] == 4 * last  # x twice, the residual, the output
+    assert by["bn backward", name]["mib"] == 7 * last  # gradient, x, output, masked; that, x, and x's gradient
+    assert by["bn backward", "64-128 1x1/2 on 32x32"]["mib"] == 5 * 128 * 16 * 16 * 2 * 128 / 2**20
+    for number, row in enumerate(rows):
+        roofline.print_row(row, first=number == 0)
+    out = capsys.readouterr().out.splitlines()
+    assert len(out) == len(rows) + 1 and "of H200" in out[0] and out[1].endswith("-")
+
+
+def test_roofline_times_what_it_says():
+    for case in of_network("resnet20", 2):
+        case.contenders["ours"]()()

@@ -1,5 +1,7 @@
 """Steps by a recording: the same as one operation after the other, whatever a GPU makes of it."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -57,6 +59,24 @@ def test_the_steps_are_the_same(optimizer, new_optimizer_at, on_cpu):
         train("cpu", optimizer, recorder, new_optimizer_at), train("cpu", optimizer, None, new_optimizer_at)
     )
     assert len(on_cpu) == (1 if new_optimizer_at is None else 2)
+
+
+def test_warm_up_warns_of_no_capture(on_cpu):
+    """What torch's optimizers say of a step outside of a graph, once, is not for the user."""
+
+    def step(images, targets):
+        warnings.warn(
+            "This instance was constructed with capturable=True or some of all the param_groups came with "
+            "capturable=True, but step() is running without CUDA graph capture.",
+            stacklevel=2,
+        )
+        return (images.sum(),)
+
+    images = torch.ones(2, 3, 4, 4)
+    optimizer = torch.optim.SGD([torch.ones(1, requires_grad=True)], 0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Recorder().take(step, images, images, optimizer)
 
 
 @GPU

@@ -2,6 +2,7 @@ import math
 import platform
 import subprocess
 import sys
+import types
 
 import pytest
 import torch
@@ -127,6 +128,21 @@ def test_freed_memory_is_kept():
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     default, kept = map(int, done.stdout.split())
     assert kept < 90 <= default  # of 64 MiB each in pages of 4 KiB, or of as much as 2 MiB
+
+
+@pytest.mark.parametrize("name, index", [("cuda:1", 1), ("cuda", 0), ("auto", 0)])
+def test_a_gpu_becomes_the_current_one(name, index, monkeypatch):
+    """Or graphs, streams and events would belong to the first one."""
+    chosen = []
+
+    def empty(*_, device):  # as if there were GPUs, of which the first is the current one
+        return types.SimpleNamespace(device=torch.device(device if ":" in device else f"{device}:0"))
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch, "empty", empty)
+    assert hardware.hardware(name, "off").device == torch.device("cuda", index)
+    assert chosen == [torch.device("cuda", index)]
 
 
 def test_hardware():

@@ -1,6 +1,7 @@
 """Times ours beside what a user would pick instead: same data, one process, in turn, each checked before it is timed.
 
     python -m tools.benchmark augment [--device cpu] [--json augment.json]
+    python -m tools.benchmark roofline --arch resnet18
     python -m tools.benchmark kernels --arch resnet18
     python -m tools.benchmark training --arch resnet20
     python -m tools.benchmark scaling --arch resnet20
@@ -127,9 +128,11 @@ def main(argv: list[str] | None = None) -> None:
     started = time.monotonic()
     argv = sys.argv[1:] if argv is None else argv
     args = get_args(argv)
+    from resnet_min.training import hardware
+
     from . import timing
 
-    args.device = timing.device_of(args.device)
+    args.device = hardware.find_device(args.device or "auto")
     command = shlex.join(["python", "-m", "tools.benchmark", *argv])
     table = importlib.import_module(f".{args.table}", __package__)
     about = timing.about(args.device, getattr(table, "VERSIONS", ()))
@@ -141,8 +144,9 @@ def main(argv: list[str] | None = None) -> None:
             s="s" * (facts["threads"] != 1), **facts
         )
     )
+    show = getattr(table, "print_row", print_row)
     for number, row in enumerate(rows):
-        print_row(row, first=number == 0)
+        show(row, first=number == 0)
     run = getattr(table, "run", timing.run)
     for case in table.cases(args):
         if any(case.about.items() <= row.items() for row in rows):
@@ -152,7 +156,7 @@ def main(argv: list[str] | None = None) -> None:
             print(f"stopped after {MINUTES} minutes; run the same command{more} to continue")
             break
         for row in run(case, args.device):
-            print_row(row, first=not rows)
+            show(row, first=not rows)
             rows.append(row)
         if args.json:
             write_whole(args.json, json.dumps({**facts, "rows": rows}, indent=1) + "\n")

@@ -18,7 +18,6 @@ import torchvision
 from torch import Tensor
 
 from resnet_min import ops
-from resnet_min.errors import UserError
 from resnet_min.inference import runtimes
 from resnet_min.runs.environment import processor
 from resnet_min.training import hardware
@@ -49,15 +48,6 @@ class Case:
     contenders: dict[str, Callable[[], Call]]
     check: Callable[[dict[str, Any]], None]
     further: dict[str, Row] = field(default_factory=dict, kw_only=True)
-
-
-def device_of(name: str | None) -> torch.device:
-    """A device by name; None is a GPU where there is one. Raises UserError where there is none of that name."""
-    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name}: {str(error).splitlines()[0]}") from None
 
 
 def about(device: torch.device, packages: Iterable[str] = ()) -> dict[str, Any]:
