@@ -32,6 +32,11 @@ class ClassifyConfig(TaskConfig):
     padding: int = option(4, "zero-pad by this many pixels, then crop at random; 0 for no crop", type=int)
     resize: int | None = option(None, "then resize each batch to this height and width, on the device", type=int)
     rotation: float = option(0.0, "then rotate each image by a random angle of up to this many degrees", type=float)
+    flip_alternately: bool = option(False, "flip each image in every second epoch, not with probability --flip")
+    cutout: int = option(0, "black out a square of this many pixels at a random place of each image", type=int)
+    sizes: tuple[int, ...] = option(
+        (), "train on these heights and widths in turn, each for an equal part of the epochs", type=int
+    )
     label_smoothing: float = option(0.0, "label smoothing, 0 to 1", type=float)
 
     def __post_init__(self) -> None:

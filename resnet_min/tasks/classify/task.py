@@ -55,7 +55,19 @@ class Classify(Task):
 
     def batches(self, split: Split, where: Hardware, batch_size: int | None = None) -> Batches:
         config = self.config
-        drawn = {} if batch_size else dict(padding=config.padding, flip=config.flip, rotation=config.rotation)
+        drawn = (
+            {}
+            if batch_size
+            else dict(
+                padding=config.padding,
+                flip=config.flip,
+                rotation=config.rotation,
+                flip_alternately=config.flip_alternately,
+                cutout=config.cutout,
+                sizes=config.sizes,
+                epochs=config.epochs,
+            )
+        )
         return Batches(
             split, batch_size=batch_size or config.batch_size, mean=config.mean, std=config.std, resize=config.resize,
             device=where.device, dtype=where.dtype, seed=config.seed, part=where.world.part, **drawn,
