@@ -81,6 +81,8 @@ class Config:
     momentum: float = option(0.9, "momentum of sgd", type=float)
     nesterov: bool = option(False, "Nesterov momentum (sgd only)")
     wd: float = option(1e-4, "weight decay", "--weight-decay", type=float)
+    wd_norms: bool = option(True, "decay batch norms and biases too, not the weights of convolutions and fc alone")
+    bn_bias_lr: float = option(1.0, "learning rate of batch norms' biases, as a multiple of --lr", type=float)
     schedule: str = option(
         "step", "constant; step: times --gamma at --milestones; cosine; onecycle: linear warm-up, then linear decay",
         choices=("constant", "step", "cosine", "onecycle"),
@@ -138,7 +140,7 @@ class Config:
                 raise UserError(f"{flag(name)} needs 3 numbers, red, green and blue; got {len(getattr(self, name))}")
         if self.std is not None and min(self.std) <= 0:
             raise UserError(f"--std must be positive; got {' '.join(map(str, self.std))}")
-        for name in ("lr", "freeze_lr", "save_every", "t_max", "scale", "train_share"):
+        for name in ("lr", "bn_bias_lr", "freeze_lr", "save_every", "t_max", "scale", "train_share"):
             if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"{flag(name)} must be positive; got {getattr(self, name)}")
         if self.freeze != "none" and self.freeze_children:

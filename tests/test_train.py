@@ -84,6 +84,7 @@ def test_a_scaled_recipe(folder, capsys):
         (),
         ("--val-size", 6, "--schedule", "cosine"),
         ("--amp", "bf16"),
+        ("--no-wd-norms", "--bn-bias-lr", 4, "--flip-alternately", "--grow", 8, 12),  # within the part of 12 pixels
         ("--freeze", "first-last", "--freeze-epochs", 1),  # resumed within the second phase
         ("--freeze", "first-last", "--freeze-epochs", 2, "--freeze-lr", 0.2, "--freeze-bn"),  # and where it begins
     ],
@@ -205,6 +206,10 @@ def test_dry_run_says_what_would_happen_and_leaves_nothing(folder, capsys):
         (["--data", "nowhere"], "nowhere"),
         (["--lr", "nan"], "--lr is a finite number; got nan"),
         (["--lr", "0"], "--lr must be positive"),
+        (["--bn-bias-lr", "0"], "--bn-bias-lr must be positive"),
+        (["--flip-alternately", "--flip", "0"], "flips half of the images in every epoch: leave --flip at 0.5; got 0"),
+        (["--grow", "0", "16"], "--grow must be from 1 to 4,096 pixels; got 0 16"),
+        (["--grow", "16", "--cuda-graph"], "--cuda-graph records steps of one size of images: leave out --grow"),
         (["--milestones", "8", "4"], "must be positive and increasing"),
         (["--milestones", "200"], "--milestones 200 is never reached: the schedule ends after 164 epochs"),
         (

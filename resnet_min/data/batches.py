@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,15 +52,21 @@ def share(n: int, part: tuple[int, int]) -> slice:
     return slice(-(-n * number // parts), -(-n * (number + 1) // parts))
 
 
-def draw(n: int, *, epoch: int, seed: int, padding: int, flip: float, rotation: float = 0.0) -> Draws:
+def draw(
+    n: int, *, epoch: int, seed: int, padding: int, flip: float, flip_alternately: bool = False, rotation: float = 0.0
+) -> Draws:
     """The draws of one training epoch over `n` images; `flip` is a probability, `rotation` the largest angle.
 
+    flip_alternately: about half of the images, drawn from `seed`, are flipped in even epochs, the others in odd ones
+    (Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024); `flip` says nothing then.
     The order does not depend on the rest, so runs with and without augmentation see the same one.
     """
     rng = generator(seed, epoch)
     index = rng.permutation(n)
     offset = rng.integers(0, 2 * padding, (n, 2), endpoint=True)
     flips = rng.random(n) < flip
+    if flip_alternately:
+        flips = (generator(seed, 0).random(n) < 0.5)[index] ^ (epoch % 2 == 1)
     angle = rng.uniform(-rotation, rotation, n)
     return Draws(*map(torch.from_numpy, (index, offset, flips, angle)))
 
@@ -101,6 +108,8 @@ class Batches:
     mean, std: per channel, where white is 1. padding, flip, rotation: of `epoch` only, see `draw`.
     resize: height and width of every image in a batch (bilinear, antialiased: torchvision's Resize of a float tensor),
     after the crop and before the rotation. What either brings in from outside is black before normalisation.
+    grow, epochs: `epochs` epochs are divided into equal parts, of which the first ones resize to the heights and widths
+    in `grow`, and the last as `resize` says.
     """
 
     def __init__(
@@ -114,16 +123,22 @@ class Batches:
         dtype: torch.dtype = torch.float32,
         padding: int = 0,
         flip: float = 0.0,
+        flip_alternately: bool = False,
         resize: int | None = None,
         rotation: float = 0.0,
+        grow: tuple[int, ...] = (),
+        epochs: int = 1,
         seed: int = 0,
         part: tuple[int, int] = (0, 1),
     ):
         self.images, self.labels = split.images.to(device), split.labels.to(device)
-        self.dtype, self.resize, self.rotation = dtype, resize, rotation
+        self.dtype, self.resizes, self.epochs = dtype, (*grow, resize), epochs
         # Resized and turned in float32, and then rounded once.
-        self.table = make_table(mean, std, torch.float32 if resize or rotation else dtype).to(device)
-        self.batch_size, self.padding, self.flip, self.seed, self.part = batch_size, padding, flip, seed, part
+        self.table = make_table(mean, std, torch.float32 if resize or rotation or grow else dtype).to(device)
+        self.batch_size, self.part = batch_size, part
+        self.drawn: dict[str, Any] = dict(
+            seed=seed, padding=padding, flip=flip, flip_alternately=flip_alternately, rotation=rotation
+        )
         self.size = (resize, resize) if resize else tuple(self.images.shape[1:3])
 
     def __len__(self) -> int:
@@ -137,23 +152,26 @@ class Batches:
         n = len(self.images)
         if self.batch_size > n:
             raise UserError(f"--batch-size {self.batch_size} is larger than the data: {n} training images")
-        draws = draw(n, epoch=epoch, seed=self.seed, padding=self.padding, flip=self.flip, rotation=self.rotation)
+        draws = draw(n, epoch=epoch, **self.drawn)
         batches = draws.to(self.images.device).split(self.batch_size)
         shards = [batch[share(len(batch), self.part)] for batch in batches]
-        return self._batches(shards, self.padding, turned=self.rotation > 0)
+        now = min((epoch - 1) * len(self.resizes) // self.epochs, len(self.resizes) - 1)
+        return self._batches(shards, self.drawn["padding"], self.resizes[now], turned=self.drawn["rotation"] > 0)
 
     def ordered(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Evaluation: every image once, in order and as it is, or resized."""
         n = len(self.images)
         offset, flip, angle = torch.zeros(n, 2, dtype=torch.int64), torch.zeros(n, dtype=torch.bool), torch.zeros(n)
         batches = Draws(torch.arange(n), offset, flip, angle).to(self.images.device).split(self.batch_size)
-        return self._batches(batches[share(len(batches), self.part)], 0, turned=False)
+        return self._batches(batches[share(len(batches), self.part)], 0, self.resizes[-1], turned=False)
 
-    def _batches(self, batches: list[Draws], padding: int, turned: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    def _batches(
+        self, batches: list[Draws], padding: int, resize: int | None, turned: bool
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in batches:
             images = crop_flip(self.images, batch.index, batch.offset, batch.flip, self.table, padding)
-            if self.resize:
-                size = (self.resize, self.resize)
+            if resize:
+                size = (resize, resize)
                 images = F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
             if turned:
                 images = rotate(images, batch.angle, self.table[:, 0])

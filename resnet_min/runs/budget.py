@@ -63,7 +63,7 @@ def training_speed(job: Job) -> float:
     optimizer, model = make_optimizer(job.config, job.net), job.where.world.parallel(job.net, job.sync_bn)
 
     def take(steps: int) -> int:
-        batches, rates = islice(job.batches.epoch(1), steps), [SMALL] * steps
+        batches, rates = islice(job.batches.epoch(job.config.epochs), steps), [SMALL] * steps
         train_one_epoch(model, batches, optimizer, rates, job.where, job.task.loss)
         return min(steps * job.config.batch_size, len(job.dataset.splits["train"]))
 

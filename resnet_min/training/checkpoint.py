@@ -60,7 +60,7 @@ def snapshot(
     return {
         "model": model.state_dict(),
         "optimizer": state,
-        "schedule": {"lr": state["param_groups"][0]["lr"]},
+        "schedule": {"lr": state["param_groups"][0]["lr"] / state["param_groups"][0].get("times", 1)},
         "epoch": epoch,
         "step": step,
         "rng": rng,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +12,12 @@ from ..config import Config
 
 
 def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
-    """SGD (Nesterov's or not), Adam or AdamW over the parameters that train."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    """SGD (Nesterov's or not), Adam or AdamW over the parameters that train.
+
+    They are in one group, or where options treat some otherwise in one for each treatment; `times` of a group is the
+    multiple of the learning rate that it takes.
+    """
+    parameters = _groups(config, model)
     if config.optimizer == "sgd":
         return torch.optim.SGD(
             parameters, config.lr, config.momentum, weight_decay=config.wd, nesterov=config.nesterov, fused=True
@@ -21,13 +26,28 @@ def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     return kind(parameters, config.lr, weight_decay=config.wd, fused=True, capturable=config.cuda_graph)
 
 
+def _groups(config: Config, model: nn.Module) -> list[dict[str, Any]]:
+    """The parameters that train, with their weight decay and multiple of the learning rate; in the order of `model`."""
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            bn_bias = name == "bias" and not isinstance(module, (nn.Conv2d, nn.Linear))
+            wd = config.wd if config.wd_norms or parameter.dim() > 1 else 0.0
+            times = config.bn_bias_lr if bn_bias else 1.0
+            if parameter.requires_grad:
+                group = groups.setdefault((wd, times), {"params": [], "weight_decay": wd, "times": times})
+                group["params"].append(parameter)
+    return list(groups.values())
+
+
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Set the learning rate; where it is a tensor, in place."""
     for group in optimizer.param_groups:
+        of_group = rate * group.get("times", 1.0)
         if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(rate)
+            group["lr"].fill_(of_group)
         else:
-            group["lr"] = rate
+            group["lr"] = of_group
 
 
 def learning_rate(config: Config, step: int, steps_per_epoch: int) -> float:

@@ -73,6 +73,20 @@ def test_draws_are_uniform_and_independent(padding, flip):
     assert steps == pytest.approx(1 / 3, abs=0.01)
 
 
+def test_alternating_flips_show_every_image_both_ways_in_two_epochs():
+    def flipped(epoch, seed=1):
+        draws = draw(1000, epoch=epoch, seed=seed, padding=4, flip=0.5, flip_alternately=True)
+        same_order = draw(1000, epoch=epoch, seed=seed, padding=4, flip=0.5)
+        assert draws.index.equal(same_order.index) and draws.offset.equal(same_order.offset)
+        return draws.flip[draws.index.argsort()]  # of image 0, 1, …
+
+    first = flipped(1)
+    for epoch in range(2, 6):
+        assert flipped(epoch).equal(first if epoch % 2 else ~first)
+    assert 400 < first.sum() < 600 and 400 < (first == flipped(1, seed=2)).sum() < 600
+    assert 400 < (first == draw(1000, epoch=1, seed=1, padding=4, flip=0.5).flip).sum() < 600
+
+
 @pytest.mark.parametrize(("n", "parts"), [(0, 3), (1, 2), (5, 2), (7, 3), (9, 3)])
 def test_shares_are_of_about_equal_size_and_together_all(n, parts):
     shares = [list(range(n))[share(n, (number, parts))] for number in range(parts)]
@@ -172,6 +186,23 @@ def test_resized_and_turned_as_torchvision_does():
     torch.testing.assert_close(images[-1], upright)
     half = next(batches(flip=0.5, resize=20, rotation=30, dtype=torch.bfloat16).epoch(2))[0]
     assert half.equal(next(made.epoch(2))[0].bfloat16())
+
+
+@pytest.mark.parametrize("resize", [None, 20])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_images_grow(resize, dtype):
+    """Of 7 epochs, parts of 3, 2 and 2; the last as without `grow`."""
+    options = {"padding": 2, "flip": 0.5, "rotation": 20 if resize else 0, "dtype": dtype}
+    made = batches(resize=resize, grow=(4, 6), epochs=7, **options)
+    assert made.size == (resize or 8,) * 2
+    for epoch, wanted in enumerate((4, 4, 4, 6, 6, resize, resize), start=1):
+        for (images, labels), (like, same_labels) in zip(
+            made.epoch(epoch), batches(resize=wanted, **options).epoch(epoch), strict=True
+        ):
+            assert images.equal(like) and labels.equal(same_labels)
+            assert images.is_contiguous(memory_format=torch.channels_last)
+    for (images, _), (like, _) in zip(made.ordered(), batches(resize=resize, dtype=dtype).ordered(), strict=True):
+        assert images.equal(like)
 
 
 def test_a_step_can_be_drawn_again_by_itself():

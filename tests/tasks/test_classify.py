@@ -67,12 +67,17 @@ def test_options_of_images_reach_the_data_and_the_net():
 
 def test_batches_are_augmented_to_train_on_and_as_they_are_to_evaluate():
     config = ClassifyConfig(
-        padding=2, flip=0.5, rotation=30.0, resize=24, batch_size=4, mean=(0.5,) * 3, std=(0.2,) * 3
+        padding=2, flip_alternately=True, rotation=30.0, resize=24, grow=(16,), epochs=6, batch_size=5,
+        mean=(0.5,) * 3, std=(0.2,) * 3,
     )  # fmt: skip
     split = Split(torch.zeros(9, 16, 16, 3, dtype=torch.uint8), torch.zeros(9, dtype=torch.int64))
-    for batch_size, wanted in ((None, (4, 2, 0.5, 30)), (5, (5, 0, 0, 0))):
+    drawn = {"seed": 0, "padding": 2, "flip": 0.5, "flip_alternately": True, "rotation": 30}
+    undrawn = {"seed": 0, "padding": 0, "flip": 0, "flip_alternately": False, "rotation": 0}
+    for batch_size, wanted in ((None, (5, drawn, (16, 24), 6)), (6, (6, undrawn, (24,), 1))):
         made = config.make_task().batches(split, cpu(), batch_size)
-        assert (made.batch_size, made.padding, made.flip, made.rotation) == wanted and made.size == (24, 24)
+        assert (made.batch_size, made.drawn, made.resizes, made.epochs) == wanted and made.size == (24, 24)
+    with pytest.raises(UserError, match="--batch-size 8 leaves one image"):
+        dataclasses.replace(config, batch_size=8).make_task().batches(split, cpu())
 
 
 def test_a_step_is_judged_by_what_is_right():

@@ -2,7 +2,9 @@ import pytest
 import torch
 
 from resnet_min.config import Config
-from resnet_min.training.optimizer import learning_rate
+from resnet_min.model import resnet20
+from resnet_min.training import transfer
+from resnet_min.training.optimizer import learning_rate, make_optimizer, set_rate
 
 STEPS, EPOCHS = 7, 12  # steps an epoch, epochs
 
@@ -63,3 +65,35 @@ def test_the_schedule_counts_from_the_second_phase(options):
     second = Config(epochs=5, **options)
     rates = [learning_rate(whole, step, STEPS) for step in range(9 * STEPS)]
     assert rates == [0.3] * 4 * STEPS + [learning_rate(second, step, STEPS) for step in range(5 * STEPS)]
+
+
+def treated(config, net):
+    """Parameter -> (weight decay, rate at a rate of 2), in the optimizer's order."""
+    optimizer, names = make_optimizer(config, net), {p: name for name, p in net.named_parameters()}
+    set_rate(optimizer, 2.0)
+    groups = optimizer.param_groups
+    return {names[p]: (group["weight_decay"], group["lr"]) for group in groups for p in group["params"]}, len(groups)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_decay_and_rate_of_norms_and_biases(name):
+    net, config = resnet20(), Config(optimizer=name, wd=0.01)
+    everything = {name: (0.01, 2.0) for name, _ in net.named_parameters()}
+    found, groups = treated(config, net)
+    assert found == everything and list(found) == list(everything) and groups == 1
+    found, groups = treated(Config(optimizer=name, wd=0.01, wd_norms=False, bn_bias_lr=8), net)
+    assert groups == 3 and found == {
+        name: (
+            0.01 if name in ("conv1.weight", "fc.weight") or ".conv" in name else 0.0,
+            16.0 if "bn" in name and name.endswith("bias") else 2.0,
+        )
+        for name in everything
+    }
+    assert treated(Config(optimizer=name, wd=0.01, bn_bias_lr=8), net)[1] == 2
+
+
+def test_frozen_parameters_are_in_no_group():
+    net = resnet20()
+    config = Config(arch="resnet20", freeze="first-last", wd_norms=False, bn_bias_lr=8)
+    transfer.freeze(net, config, epoch=1)
+    assert treated(config, net) == ({"conv1.weight": (1e-4, 2.0), "fc.weight": (1e-4, 2.0), "fc.bias": (0.0, 2.0)}, 2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ...config import Figure, option
+from ...config import Figure, option, shown
 from ...errors import UserError
 from ...recipes import RECIPES
 from ..options import TaskConfig
@@ -38,7 +38,15 @@ class ClassifyConfig(TaskConfig):
     image_size: int | None = option(None, "resize and centre-crop an image folder to this size (default 32)", type=int)
     padding: int = option(4, "zero-pad by this many pixels, then crop at random; 0 for no crop", type=int)
     resize: int | None = option(None, "then resize each batch to this height and width, on the device", type=int)
+    grow: tuple[int, ...] = option(
+        (), "train on smaller images first: on each of these heights and widths, and then on their own, for an equal "
+        "part of the epochs", type=int,
+    )  # fmt: skip
     rotation: float = option(0.0, "then rotate each image by a random angle of up to this many degrees", type=float)
+    flip_alternately: bool = option(
+        False, "flip one half of the images in odd epochs and the other in even ones, so that two epochs show each "
+        "image both ways"
+    )  # fmt: skip
     label_smoothing: float = option(0.0, "label smoothing, 0 to 1", type=float)
 
     def __post_init__(self) -> None:
@@ -47,6 +55,14 @@ class ClassifyConfig(TaskConfig):
         self.check_at_least(0, "padding")
         self.check_at_most(MOST_PIXELS, "image_size", "resize", "padding")
         self.check_shares("dropout", "label_smoothing")
+        if self.flip_alternately and self.flip != 0.5:
+            raise UserError(
+                f"--flip-alternately flips half of the images in every epoch: leave --flip at 0.5; got {self.flip:g}"
+            )
+        if self.grow and not (1 <= min(self.grow) and max(self.grow) <= MOST_PIXELS):
+            raise UserError(f"--grow must be from 1 to {MOST_PIXELS:,} pixels; got {shown(self.grow)}")
+        if self.grow and self.cuda_graph:
+            raise UserError("--cuda-graph records steps of one size of images: leave out --grow")
         if not 0 <= self.rotation <= 180:
             raise UserError(f"--rotation must be between 0 and 180 degrees; got {self.rotation:g}")
 

@@ -19,6 +19,7 @@ from ...data.batches import Batches
 from ...data.decode import pixels
 from ...data.preprocessing import Preprocessing
 from ...data.sources import NEEDED
+from ...errors import UserError
 from ...model import ResNet, count_macs, count_parameters
 from ...training.hardware import Hardware
 from ..task import Answer, Evaluation, Task, backbone, check_finite, with_bar
@@ -56,7 +57,15 @@ class Classify(Task):
 
     def batches(self, split: Split, where: Hardware, batch_size: int | None = None) -> Batches:
         config = self.config
-        drawn = {} if batch_size else dict(padding=config.padding, flip=config.flip, rotation=config.rotation)
+        if config.grow and not batch_size and len(split) % config.batch_size == 1:
+            raise UserError(
+                f"--batch-size {config.batch_size} leaves one image in the last batch, which may be too small for "
+                "batch norm while the images --grow: choose another size"
+            )
+        drawn = {} if batch_size else dict(
+            padding=config.padding, flip=config.flip, flip_alternately=config.flip_alternately,
+            rotation=config.rotation, grow=config.grow, epochs=config.epochs,
+        )  # fmt: skip
         return Batches(
             split, batch_size=batch_size or config.batch_size, mean=config.mean, std=config.std, resize=config.resize,
             device=where.device, dtype=where.dtype, seed=config.seed, part=where.world.part, **drawn,
