@@ -37,7 +37,7 @@ import itertools
 import math
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import train
@@ -61,6 +61,9 @@ OVERLAYS = {
     "overlay-transfer.png": ("gupta-scratch", "gupta-finetune", "gupta-freeze6", "gupta-freeze10"),
     "overlay-dropout.png": ("gupta-tiny-dropout0.1", "gupta-tiny-dropout0.2", "gupta-tiny", "gupta-tiny-dropout0.4"),
     "overlay-depth.png": ("ours-resnet20", "ours-resnet20-plain", "ours-resnet56", "ours-resnet56-plain"),
+}
+DEPTHS = {  # final errors over depth
+    "depth.png": tuple(f"ours-resnet{layers}{kind}" for layers in (20, 32, 44, 56, 110) for kind in ("", "-plain"))
 }
 
 
@@ -236,30 +239,52 @@ def update(runs: Path, out: Path, smoke: bool, failed: Mapping[str, str]) -> tup
             text.append(findings.read_text(encoding="utf-8").strip())
         if missing := [name for name in recipes.RECIPES if name not in found and name not in kept]:
             text.append(f"Without a run: {', '.join(missing)}.")
-        text += draw({name: every[0] for name, every in found.items() if name not in kept}, records, old)
+        text += draw({name: every for name, every in found.items() if name not in kept}, records, old)
     write_whole(path, "\n\n".join(filter(None, text)) + "\n")
     return f"{table}\n\nwritten: {path}", notes
 
 
-def draw(found: Mapping[str, results.Result], folder: Path, old: str) -> list[str]:
-    """Draw runs over each other, and return the pictures' lines.
+def draw(found: Mapping[str, Sequence[results.Result]], folder: Path, old: str) -> list[str]:
+    """Draw runs over each other and their errors over depth, and return the pictures' lines.
 
     A picture is drawn anew only of all the runs that it shows, which its line in the `old` table names.
     """
-    from resnet_min.viz import figures
-
     lines = []
-    for name, group in OVERLAYS.items():
+    for name, group in (OVERLAYS | DEPTHS).items():
         path = folder / name
         line = re.search(rf"!\[(.*)\]\(results/{re.escape(name)}\)", old)
         shown = (line[1].split(", ") if line else group) if path.is_file() else ()
-        overlaid = {recipe: found[recipe].rows for recipe in group if recipe in found}
-        if not overlaid.keys() >= set(shown):
+        there = {recipe: found[recipe] for recipe in group if recipe in found}
+        if not there.keys() >= set(shown):
             lines += [line[0]] if line else []
-        elif len(overlaid) > 1:
-            figures.curves(overlaid, path, tasks.figure_of(row for rows in overlaid.values() for row in rows))
-            lines.append(f"![{', '.join(overlaid)}](results/{name})")
+        elif len(there) > 1 and (draw_depths if name in DEPTHS else draw_overlay)(there, path):
+            lines.append(f"![{', '.join(there)}](results/{name})")
     return lines
+
+
+def draw_overlay(found: Mapping[str, Sequence[results.Result]], path: Path) -> bool:
+    """The curves of each recipe's first run; True."""
+    from resnet_min.viz import figures
+
+    rows = {recipe: every[0].rows for recipe, every in found.items()}
+    figures.curves(rows, path, tasks.figure_of(itertools.chain.from_iterable(rows.values())))
+    return True
+
+
+def draw_depths(found: Mapping[str, Sequence[results.Result]], path: Path) -> bool:
+    """The last errors of every finished run over its layers; whether there were two depths or more."""
+    from resnet_min.viz import figures
+
+    kinds: dict[str, list[tuple[int, Mapping[str, float]]]] = {}
+    for result in itertools.chain.from_iterable(found.values()):
+        if result.finished:
+            label = "plain" if result.config.plain else "with shortcuts"
+            kinds.setdefault(label, []).append((int(result.config.arch.removeprefix("resnet")), result.rows[-1]))
+    if len({layers for runs in kinds.values() for layers, _ in runs}) < 2:
+        return False
+    epochs = {result.config.epochs for every in found.values() for result in every}
+    figures.depths(kinds, path, title=f"CIFAR-10's networks after {' or '.join(map(str, sorted(epochs)))} epochs")
+    return True
 
 
 def main(argv: list[str] | None = None) -> None:

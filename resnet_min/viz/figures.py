@@ -291,3 +291,33 @@ def comparison(rows: Mapping[str, Mapping[str, float]], path: str | Path, judged
     grid[0].invert_yaxis()
     entitle(figure, title + (f"\neach has {' and '.join(said)}" if said else ""))
     save(figure, path)
+
+
+def depths(runs: Mapping[str, Sequence[tuple[int, Mapping[str, float]]]], path: str | Path, *, title: str) -> None:
+    """Final training and test error over the number of layers (He et al., figure 6 and its plain twin).
+
+    runs: label -> (layers, last row of `metrics.jsonl`) of each; several of one depth are drawn with their mean.
+    """
+    figure = new_figure(7.5, 4.6)
+    axes = figure.subplots()
+    names, every = {}, sorted({layers for points in runs.values() for layers, _ in points})
+    for (label, points), colour, marker in zip(runs.items(), COLOURS, MARKERS, strict=False):
+        for split, style in (("train", {"linestyle": "--", "markerfacecolor": "white"}), ("test", {})):
+            found: dict[int, list[float]] = {}
+            for layers, row in points:
+                found.setdefault(layers, []).append(100 - row[f"{split}_accuracy"])
+            means = {layers: float(np.mean(found[layers])) for layers in sorted(found)}
+            axes.plot(list(means), list(means.values()), color=colour, marker=marker, **style)
+            for layers, errors in found.items():
+                if len(errors) > 1:
+                    axes.plot([layers] * len(errors), errors, marker, color=colour, markersize=3, alpha=0.5)
+        names[label] = (means[max(means)], colour)
+    styles = (Line2D([], [], color="0.3", linestyle="--", label="training"), Line2D([], [], color="0.3", label="test"))
+    axes.set(xlabel="layers", xticks=every, ylim=(0, None))
+    axes.set_title("error (%)", loc="left", fontsize=10)
+    axes.grid(color="0.9")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(handles=styles)
+    name_lines(axes, names)
+    entitle(figure, title)
+    save(figure, path)

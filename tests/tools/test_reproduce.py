@@ -39,7 +39,7 @@ def small(tmp_path, monkeypatch, images):
     for name, item in list(recipes.RECIPES.items()):
         if item.settings.get("task") == "crowd":
             continue
-        stages = 3 if item.settings["arch"] in ("resnet20", "resnet56") else 4
+        stages = 4 if item.settings["arch"] in ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152") else 3
         # No fewer channels: backward, torch 2.14's strided 1x1 convolution of 8 channels writes out of bounds.
         tiny = dict(item.settings, data=str(images), blocks=(1,) * stages, widths=(16,) * stages)
         tiny["batch_size"] = 16
@@ -178,6 +178,24 @@ def test_an_interrupted_first_epoch_leaves_all_as_it_was(monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         reproduce.main(["ours-resnet20"])
     assert Path("RESULTS.md").read_text() == text
+
+
+def test_errors_over_depth_are_those_of_every_finished_run(monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(figures, "depths", lambda runs, path, title: drawn.update(runs, title=title))
+    make_run("results", "ours-resnet20", 4)
+    make_run("results", "ours-resnet20-plain", 4)
+    reproduce.main([])
+    assert not drawn and "depth.png" not in Path("RESULTS.md").read_text().replace("overlay-depth.png", "")
+    make_run("results", "ours-resnet20", 4, seed=1)
+    make_run("results", "ours-resnet56-plain", 4)
+    make_run("results", "ours-resnet110", 3)
+    reproduce.main([])
+    assert {kind: [layers for layers, _ in drawn[kind]] for kind in ("plain", "with shortcuts")} == {
+        "plain": [20, 56], "with shortcuts": [20, 20]
+    }  # fmt: skip
+    assert drawn["title"] == "CIFAR-10's networks after 4 epochs"
+    assert "-plain, ours-resnet56-plain, ours-resnet110](results/depth.png)" in Path("RESULTS.md").read_text()
 
 
 def test_findings_are_taken_as_they_are(monkeypatch):

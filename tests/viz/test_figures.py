@@ -196,3 +196,19 @@ def test_pictures_are_written_by_their_suffix(tmp_path):
     with pytest.raises(UserError, match=r"\.png, \.pdf or \.svg"):
         pictures.confusion([[1, 0], [0, 1]], "ab", tmp_path / "c.doc", title="")
     assert not (tmp_path / "c.doc").exists()
+
+
+def test_errors_over_depth(tmp_path):
+    """Means of several runs; a run of either kind ends at its own depth."""
+    row = {"train_accuracy": 60.0, "test_accuracy": 55.0}
+    better = {"train_accuracy": 80.0, "test_accuracy": 75.0}
+    drawn = []
+    original = figures.save
+    try:
+        figures.save = lambda figure, path: drawn.append(figure) or original(figure, path)
+        figures.depths({"plain": [(20, row), (20, better), (56, row)]}, tmp_path / "depth.png", title="errors")
+    finally:
+        figures.save = original
+    lines = {tuple(line.get_xdata()): tuple(line.get_ydata()) for line in drawn[0].axes[0].lines}
+    assert lines[20, 56] == (35.0, 45.0)  # the test errors, drawn last
+    assert lines[20, 20] == (45.0, 25.0) and (tmp_path / "depth.png").stat().st_size > 5_000
