@@ -38,9 +38,10 @@ def test_a_table_with_splits():
     )
     shown = {name: (part.images[:, 0, 0, 0].tolist(), part.labels.tolist()) for name, part in found.splits.items()}
     assert shown == {"train": ([3, 1], [1, 0]), "val": ([4], [1]), "test": ([2], [0])}
-    Image.new("RGB", (32, 32), (6,) * 3).save(
-        "own/images/3.png"
-    )  # of the same size: by its time the cache is an old one
+    before = sources.find("own/table.csv", Path("data")).stamp
+    os.utime("own/images/1.png", (1, 1))
+    assert sources.find("own/table.csv", Path("data")).stamp != before  # so that its cache is an old one
+    Image.new("RGB", (32, 32), (6,) * 3).save("own/images/3.png")
     assert data.load("own/table.csv").train.images[:, 0, 0, 0].tolist() == [6, 1]
 
 
