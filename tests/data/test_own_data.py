@@ -1,5 +1,6 @@
 """Data of one's own: tables, SVHN's files, and a limit that spares the rest."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from scipy.io import savemat
 
 import train
 from resnet_min import data
-from resnet_min.data import decode
+from resnet_min.data import decode, sources
 from resnet_min.errors import UserError
 
 
@@ -37,9 +38,11 @@ def test_a_table_with_splits():
     )
     shown = {name: (part.images[:, 0, 0, 0].tolist(), part.labels.tolist()) for name, part in found.splits.items()}
     assert shown == {"train": ([3, 1], [1, 0]), "val": ([4], [1]), "test": ([2], [0])}
-    Image.new("RGB", (32, 32), (99,) * 3).save("own/images/3.png")
-    Path("own/table.csv").write_text("path,label,split\nimages/3.png,bee,train\nimages/2.png,ant,test\n")
-    assert data.load("own/table.csv").train.images[:, 0, 0, 0].tolist() == [99]  # and not the cache's
+    before = sources.find("own/table.csv", Path("data")).stamp
+    os.utime("own/images/1.png", (1, 1))
+    assert sources.find("own/table.csv", Path("data")).stamp != before  # so that its cache is an old one
+    Image.new("RGB", (32, 32), (6,) * 3).save("own/images/3.png")
+    assert data.load("own/table.csv").train.images[:, 0, 0, 0].tolist() == [6, 1]
 
 
 def test_a_table_without_splits_holds_a_fifth_of_each_class_out():

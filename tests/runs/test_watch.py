@@ -37,6 +37,7 @@ def test_the_time_left_is_of_the_whole_run_with_its_evaluations():
     )
     watching.after_step(bar, progress)
     assert said == ["run ends in 2 min, loss 2.0000, accuracy 37.50%, 0 images/s"] and not written  # 56 steps of 2 s
+    assert watching.left(taken=4) == 56 * 2
     progress.seconds = 12.0
     watching.after_step(bar, progress)
     watching.after_step(bar, progress)

@@ -159,7 +159,7 @@ def test_comparison(tmp_path, drawn, count):
 
 def test_a_comparison_draws_nothing_that_is_the_same_of_all(tmp_path, drawn):
     rows = {
-        name: {"accuracy": value, "parameters": 269_722, "macs": 40_813_184} for name, value in (("a", 9), ("b", 8))
+        name: {"accuracy": value, "parameters": 269_722, "macs": 40_813_184} for name, value in (("a", 9), ("b", 9))
     }
     figures.comparison(rows, tmp_path / "c.png", ACCURACY, title="two")
     assert [axes.get_title("left") for axes in drawn[0].axes] == ["accuracy"]
