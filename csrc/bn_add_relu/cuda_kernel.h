@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(kThreads)
 // The second pass: reads x and the residual, if there is one, and writes out. It starts at the end, which the first
 // pass read last and the L2 cache may still have.
 template <typename T, int V, bool residual, bool relu>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, residual ? kBlocksPerSm : kBlocksPerSm + 1)
     normalise_kernel(const T* __restrict__ x, const T* __restrict__ addend, const SumOf<T>* __restrict__ gamma,
                      const SumOf<T>* __restrict__ beta, const SumOf<T>* __restrict__ mean,
                      const SumOf<T>* __restrict__ invstd, T* __restrict__ out, Layout layout) {

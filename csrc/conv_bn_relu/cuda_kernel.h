@@ -5,6 +5,8 @@
 // shared memory works out which pixel and channels they are. x, residual and out are NHWC, the weight is [O, h, w, C].
 #pragma once
 
+#include <type_traits>
+
 #include "conv_bn_relu/cuda_tiles.h"
 #include "pack.h"
 #include "tensor_core.h"
@@ -33,16 +35,18 @@ __device__ __forceinline__ void finish_sums(const Sum* sums, int splits, const T
                                             T* out, int64_t outputs, int channels) {
   const int64_t first = (static_cast<int64_t>(blockIdx.x) * kConvThreads + threadIdx.x) * size;
   if (first >= outputs) return;
-  Sum total[size] = {};
-  for (int split = 0; split < splits; ++split) {
-    const Pack<Sum, size> part = load_pack<size>(sums + split * outputs + first);
+  Pack<Sum, size> total = load_pack<size>(sums + first);
+  if (!std::is_same_v<T, Sum>) {  // the library's are one split
+    for (int split = 1; split < splits; ++split) {
+      const Pack<Sum, size> part = load_pack<size>(sums + split * outputs + first);
 #pragma unroll
-    for (int i = 0; i < size; ++i) total[i] += part.at[i];
+      for (int i = 0; i < size; ++i) total.at[i] += part.at[i];
+    }
   }
   Pack<T, size> other = {};
   if (residual) other = load_pack<size>(residual + first);
   const unsigned channel = static_cast<unsigned>(first) % static_cast<unsigned>(channels);
-  finish(total, load_pack<size>(bias + channel), other, relu, out + first);
+  finish(total.at, load_pack<size>(bias + channel), other, relu, out + first);
 }
 
 // ---- the product ----

@@ -12,7 +12,7 @@ from ptx.interpreter import CUDA_OPERATORS, ROOT, flags, plain
 from resnet_min.kernels import OPERATORS
 
 NVCC = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
-SHARED = {"sm_80": 164 << 10, "sm_90a": 228 << 10}  # bytes a multiprocessor
+SHARED = {"sm_80": 164 << 10, "sm_90a": 228 << 10, "sm_100": 228 << 10}  # bytes a multiprocessor
 THREADS = {operator.name: operator.cuda_threads for operator in OPERATORS}
 # Blocks that a multiprocessor has room for, where more than the two of any other kernel are planned.
 BLOCKS = {"moments_kernel": 4}
