@@ -150,7 +150,7 @@ def train(job: Job, folder: Path, overwrite: bool, saved_at: Path | None, pace: 
     from resnet_min.training import checkpoint, transfer
     from resnet_min.training.cuda_graph import Recorder
     from resnet_min.training.loop import Diverged, Progress, train_one_epoch
-    from resnet_min.training.optimizer import learning_rate, make_optimizer
+    from resnet_min.training.optimizer import AVERAGED, learning_rate, make_average, make_optimizer
     from resnet_min.viz import figures
 
     # A new run, or the one that goes on
@@ -158,6 +158,8 @@ def train(job: Job, folder: Path, overwrite: bool, saved_at: Path | None, pace: 
     figure, world = config.figure, where.world
     last, curves = folder / "last.pt", folder / "curves.png"
     started = environment(where, config.data)
+    average = make_average(config, net)
+    judged = average.module if average else net
     if saved_at is None:
         optimizer, done, progress = make_optimizer(config, net), 0, Progress.at(None, steps, where.device)
         run = Run.create(folder, overwrite, config, started) if world.first else None
@@ -170,23 +172,28 @@ def train(job: Job, folder: Path, overwrite: bool, saved_at: Path | None, pace: 
             )
         transfer.freeze(net, config, done + (progress.taken > 0))
         optimizer = make_optimizer(config, net)
-        checkpoint.restore(saved, net, optimizer, saved_at)
+        checkpoint.restore(saved, net, optimizer, saved_at, average and judged)
         print(*say_processes(starts(folder), world.size), sep="\n", end="")
         run = Run.reopen(folder, config, started, done, done * steps) if world.first else None
     print(f"run: {folder}")
 
-    def keep_best(content: dict[str, Any]) -> None:
+    def keep_best(saved: dict[str, Any]) -> None:
         """Where the last epoch is the best by validation of those that were validated."""
         rows = run.rows if world.first and job.watched == "val" else []
         if rows and figure.best_row(rows, "val") is rows[-1]:
-            checkpoint.save(folder / "best.pt", content)
+            checkpoint.save(folder / "best.pt", saved)
+
+    def content(*at: Any) -> dict[str, Any]:
+        return checkpoint.snapshot(net, optimizer, config, job.dataset.classes, *at, average=average and judged)
 
     def keep_within_epoch() -> None:
         at = (epoch - 1, first + progress.taken, progress.saved())
         if world.first:
-            checkpoint.save(last, checkpoint.snapshot(net, optimizer, config, job.dataset.classes, *at))
+            checkpoint.save(last, content(*at))
 
     def between_steps(bar: Any) -> None:
+        if average and (first + progress.taken) % AVERAGED == 0:
+            average.update_parameters(net)
         watch.after_step(bar, progress)
         pace.ask(keep_within_epoch)
 
@@ -223,6 +230,8 @@ def train(job: Job, folder: Path, overwrite: bool, saved_at: Path | None, pace: 
             raise UserError(f"epoch {epoch}: {error}; {kept}; try a lower --lr") from None
 
         world.settle(net)
+        if average:
+            world.settle(judged)
         seconds = progress.seconds
         row = {"epoch": epoch, "step": first + steps, "lr": rates[-1]}
         row |= {"train_loss": losses.double().mean().item(), f"train_{figure.key}": trained}
@@ -241,9 +250,9 @@ def train(job: Job, folder: Path, overwrite: bool, saved_at: Path | None, pace: 
         if board:
             board.log(row, trace)
 
-        content = checkpoint.snapshot(net, optimizer, config, job.dataset.classes, epoch, first + steps)
-        checkpoint.save(last, content)
-        keep_best(content)
+        finished = content(epoch, first + steps)
+        checkpoint.save(last, finished)
+        keep_best(finished)
         pace.saved()
         values = {name: value for name in ("train", "val", "test") if (value := figure.of(row, name)) is not None}
         print(

@@ -83,6 +83,10 @@ class Config:
     wd: float = option(1e-4, "weight decay", "--weight-decay", type=float)
     wd_norms: bool = option(True, "decay batch norms and biases too, not the weights of convolutions and fc alone")
     bn_bias_lr: float = option(1.0, "learning rate of batch norms' biases, as a multiple of --lr", type=float)
+    average: float = option(
+        0.0, "evaluate and keep an average of the weights: after every fifth step this share of it, and for the rest "
+        "the present ones; 0 for none", type=float,
+    )  # fmt: skip
     schedule: str = option(
         "step", "constant; step: times --gamma at --milestones; cosine; onecycle: linear warm-up, then linear decay",
         choices=("constant", "step", "cosine", "onecycle"),
@@ -134,7 +138,9 @@ class Config:
         self.check_at_most(1_000_000, "epochs")
         self.check_at_least(1, "epochs", "batch_size", "limit", "freeze_epochs", "val_every")
         self.check_at_least(0, "val_size", "momentum", "wd", "freeze_children")
-        self.check_shares("flip", "warmup", "scale", "train_share")
+        self.check_shares("flip", "warmup", "scale", "train_share", "average")
+        if self.average == 1:
+            raise UserError("--average 1 takes in nothing of what is trained: it must be below 1")
         for name in ("mean", "std"):
             if getattr(self, name) is not None and len(getattr(self, name)) != 3:
                 raise UserError(f"{flag(name)} needs 3 numbers, red, green and blue; got {len(getattr(self, name))}")

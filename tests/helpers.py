@@ -112,8 +112,10 @@ def assert_same_run(one, two, name="last.pt"):
     assert Path(one, "steps.jsonl").read_text() == Path(two, "steps.jsonl").read_text()
     first, second = checkpoint.load(Path(one, name)), checkpoint.load(Path(two, name))
     assert first["epoch"] == second["epoch"] and first["step"] == second["step"]
-    for name, tensor in first["model"].items():
-        assert torch.equal(tensor, second["model"][name]), name
+    assert first.keys() == second.keys()
+    for entry in {"model", "trained"} & first.keys():
+        for name, tensor in first[entry].items():
+            assert torch.equal(tensor, second[entry][name]), name
     states = (saved["optimizer"]["state"].values() for saved in (first, second))
     for one_state, two_state in zip(*states, strict=True):
         assert one_state.keys() == two_state.keys()

@@ -135,7 +135,7 @@ class Batches:
         self.dtype, self.resizes, self.epochs = dtype, (*grow, resize), epochs
         # Resized and turned in float32, and then rounded once.
         self.table = make_table(mean, std, torch.float32 if resize or rotation or grow else dtype).to(device)
-        self.batch_size, self.part = batch_size, part
+        self.batch_size, self.seed, self.part = batch_size, seed, part
         self.drawn: dict[str, Any] = dict(
             seed=seed, padding=padding, flip=flip, flip_alternately=flip_alternately, rotation=rotation
         )

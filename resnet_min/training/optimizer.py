@@ -7,8 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..config import Config
+
+AVERAGED = 5  # every how many steps the average of the weights takes in the present ones
 
 
 def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
@@ -38,6 +41,18 @@ def _groups(config: Config, model: nn.Module) -> list[dict[str, Any]]:
                 group = groups.setdefault((wd, times), {"params": [], "weight_decay": wd, "times": times})
                 group["params"].append(parameter)
     return list(groups.values())
+
+
+def make_average(config: Config, model: nn.Module) -> AveragedModel | None:
+    """The average that `average` asks for, of weights and batch norm statistics alike, begun with those of `model`.
+
+    An exponential one, as torch.optim.swa_utils has it: `average.module` is the network. None where it is 0.
+    """
+    if not config.average:
+        return None
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.average), use_buffers=True)
+    average.update_parameters(model)  # which copies, the first time
+    return average
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -4,7 +4,7 @@ import torch
 from resnet_min.config import Config
 from resnet_min.model import resnet20
 from resnet_min.training import transfer
-from resnet_min.training.optimizer import learning_rate, make_optimizer, set_rate
+from resnet_min.training.optimizer import learning_rate, make_average, make_optimizer, set_rate
 
 STEPS, EPOCHS = 7, 12  # steps an epoch, epochs
 
@@ -97,3 +97,17 @@ def test_frozen_parameters_are_in_no_group():
     config = Config(arch="resnet20", freeze="first-last", wd_norms=False, bn_bias_lr=8)
     transfer.freeze(net, config, epoch=1)
     assert treated(config, net) == ({"conv1.weight": (1e-4, 2.0), "fc.weight": (1e-4, 2.0), "fc.bias": (0.0, 2.0)}, 2)
+
+
+def test_the_average_is_of_weights_and_statistics():
+    net = torch.nn.BatchNorm2d(4).eval()
+    assert make_average(Config(), net) is None
+    average, wanted = make_average(Config(average=0.75), net), {n: t.clone() for n, t in net.state_dict().items()}
+    for step in range(3):
+        for tensor in (net.weight.data, net.running_mean, net.running_var):
+            tensor.add_(torch.arange(4) + step)
+        average.update_parameters(net)
+        for name in ("weight", "running_mean", "running_var"):
+            wanted[name] = 0.75 * wanted[name] + 0.25 * net.state_dict()[name]
+            torch.testing.assert_close(average.module.state_dict()[name], wanted[name])
+    assert not average.module.training
