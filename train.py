@@ -239,7 +239,7 @@ def train(job: Job, folder: Path, overwrite: bool, saved_at: Path | None, pace: 
         for name, batches in job.held_out.items():
             if epoch == config.epochs or (name == job.watched and epoch % config.val_every == 0):
                 images = pace.asked(with_bar(batches, where), keep_within_epoch)
-                row |= {f"{name}_{key}": value for key, value in task.judge(net, images, where).items()}
+                row |= {f"{name}_{key}": value for key, value in task.judge(judged, images, where).items()}
                 looking = perf_counter() - began
         if not world.first:
             continue
