@@ -154,7 +154,11 @@ const char* ptx_coverage() {
     const auto executed = std::count_if(kernel.code.begin(), kernel.code.end(), [](auto& one) { return one.executed; });
     text += std::to_string(kernel.launches) + " " + std::to_string(kernel.code.size()) + " " +
             std::to_string(executed) + " " + name + "\n";
-    for (const Instruction& one : kernel.code) text += one.executed ? "" : "\t" + one.text + "\n";
+    for (const Instruction& one : kernel.code) {
+      if (one.executed) continue;
+      text += "\t" + one.text + "\n";
+      std::replace(text.end() - one.text.size() - 1, text.end() - 1, '\n', ' ');  // cuobjdump's may have several lines
+    }
   }
   return text.c_str();
 }
