@@ -55,7 +55,7 @@ def check(x: Tensor, weight: Tensor, stride: int = 1) -> None:
 
 # The kernels' inputs and outputs are multiples of it: csrc/conv3x3/op.h.
 CHANNELS = getattr(backend._C, "conv_channels", 1)
-HAS_AMX = backend._C is not None and backend._C.has_amx()
+HAS_AMX = getattr(backend._C, "has_amx", lambda: False)()
 
 
 def strides(dtype: torch.dtype) -> tuple[int, ...]:
