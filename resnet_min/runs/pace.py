@@ -1,4 +1,4 @@
-"""When a run is saved within an epoch: every so many minutes, and when SIGTERM is to end it."""
+"""When a run is saved within an epoch: every so many minutes, and when Ctrl-C or SIGTERM is to end it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from time import monotonic
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ..errors import Terminated
 
@@ -14,38 +14,45 @@ T = TypeVar("T")
 
 
 class Pace:
-    """Asked where a run can be saved: saves it if it is time; where SIGTERM has come, saves and raises Terminated.
+    """Asked where a run can be saved: saves it if it is time; where a signal has come, saves and raises for it.
 
-    minutes: from one save to the next; None: only for SIGTERM. It is a context, within which SIGTERM waits to be asked
-    for.
+    minutes: from one save to the next; None: only for a signal. It is a context, within which SIGINT, as of Ctrl-C, and
+    SIGTERM wait to be asked for, and raise KeyboardInterrupt and Terminated; a second Ctrl-C raises at once.
 
     any_of: whether a flag is set in any of the processes that train together, which all ask between the same steps.
     """
 
     def __init__(self, minutes: float | None, any_of: Callable[[bool], bool] = bool) -> None:
-        self.minutes, self.last, self.terminated, self.any_of = minutes, monotonic(), False, any_of
+        self.minutes, self.last, self.any_of = minutes, monotonic(), any_of
+        self.ending: type[KeyboardInterrupt] | None = None
+        self.before: dict[int, Any] = {}
 
     def __enter__(self) -> Pace:
-        self.before = signal.getsignal(signal.SIGTERM)
         if threading.current_thread() is threading.main_thread():  # no other may
-            signal.signal(signal.SIGTERM, self._terminate)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+                    self.before[number] = signal.signal(number, self._end)
         return self
 
     def __exit__(self, *error: object) -> None:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self.before)
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
-    def _terminate(self, *_: object) -> None:
-        self.terminated = True
+    def _end(self, number: int, frame: object) -> None:
+        if self.ending is None:
+            self.ending, self.since = KeyboardInterrupt if number == signal.SIGINT else Terminated, monotonic()
+        elif number == signal.SIGINT and monotonic() - self.since > 0.3:  # `timeout -s INT` sends the first one twice
+            raise KeyboardInterrupt
 
     def ask(self, save: Callable[[], object], alone: bool = False) -> None:
         """To be called between two steps; `alone`: where the other processes do not ask."""
-        terminated = self.terminated if alone else self.any_of(self.terminated)
-        if terminated or (self.minutes is not None and monotonic() - self.last >= 60 * self.minutes):
+        signalled = self.ending is not None
+        ending = signalled if alone else self.any_of(signalled)
+        if ending or (self.minutes is not None and monotonic() - self.last >= 60 * self.minutes):
             save()
             self.saved()
-        if terminated:
-            raise Terminated
+        if ending:
+            raise self.ending or Terminated
 
     def saved(self) -> None:
         """To be called where the run was saved without being asked for."""

@@ -63,6 +63,17 @@ def terminate():
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def press_ctrl_c():
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def press_ctrl_c_twice(monkeypatch):
+    press_ctrl_c()
+    press_ctrl_c()  # at once: that of `timeout`
+    monkeypatch.setattr(pace, "monotonic", lambda: time.monotonic() + 1)
+    press_ctrl_c()
+
+
 def interrupt():
     raise KeyboardInterrupt
 
@@ -94,6 +105,22 @@ def test_sigterm_saves_between_two_steps(folder, at_question, question, epoch, t
     train.main(["--resume", "parts"])
     assert_same_run("whole", "parts")
     assert sorted(os.listdir("parts")) == sorted(os.listdir("whole"))
+
+
+def test_ctrl_c_saves_too_but_pressed_twice_it_ends_at_once(folder, at_question, monkeypatch):
+    run("whole")
+    before = signal.getsignal(signal.SIGINT)
+    at_question(3, press_ctrl_c)
+    with pytest.raises(KeyboardInterrupt, match="^interrupted: python train.py --resume parts goes on$"):
+        run("parts")
+    assert signal.getsignal(signal.SIGINT) is before
+    with monkeypatch.context() as patch:
+        at_question(2, lambda: press_ctrl_c_twice(patch))
+        with pytest.raises(KeyboardInterrupt, match="^interrupted: python train.py --resume parts goes on$"):
+            train.main(["--resume", "parts"])
+    assert checkpoint.load("parts")["step"] == 3
+    train.main(["--resume", "parts"])
+    assert_same_run("whole", "parts")
 
 
 def test_a_crowds_run_goes_on_within_an_epoch(tmp_path, monkeypatch, at_question):
