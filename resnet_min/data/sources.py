@@ -229,6 +229,8 @@ def _image_folder(data: str, needed: Collection[str]) -> Source:
         raise UserError(f"--data {data} is neither a folder nor one of {', '.join(known)}{did_you_mean(data, known)}")
     if not root.is_dir():
         raise UserError(f"--data {data} is a file; wanted a folder with {layout}")
+    if (root / "labels.npy").is_file():
+        raise UserError(f"{root} holds arrays, as CIFAR-10-C does: eval.py --corrupt {root} takes all, --data one file")
     for name in needed:
         if not (root / name).is_dir():
             raise UserError(f"{root} has no {name}/ folder; wanted {layout}")

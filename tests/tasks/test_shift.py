@@ -83,6 +83,8 @@ def test_arrays_as_published(run, capsys, drawn):
     accuracy = drawn[0].axes[0]
     assert accuracy.lines[0].get_xydata().tolist() == [[0, 100], [1, 100], [2, 100], [3, 100], [4, 0], [5, 0]]
     check_legible(drawn[0], Path("run/corruptions.png"))
+    with pytest.raises(UserError, match=r"C holds arrays, as CIFAR-10-C does: eval.py --corrupt \S+C takes all"):
+        script.main([run, "--data", "C"])
     script.main([run, "--data", "C/fog.npy", "--json", "f.json"])
     assert json.loads(Path("f.json").read_text())["accuracy"] == 60
 
