@@ -13,7 +13,10 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 using Forward = std::tuple<at::Tensor, at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                                                               const std::optional<at::Tensor>&, double, bool);
+                                                               const std::optional<at::Tensor>&, double, bool,
+                                                               const std::optional<at::Tensor>&,
+                                                               const std::optional<at::Tensor>&,
+                                                               const std::optional<at::Tensor>&, double);
 using Backward = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&,
                                                                             const at::Tensor&, const at::Tensor&,
                                                                             const at::Tensor&, const at::Tensor&,
@@ -33,11 +36,17 @@ void check_once(const char* op) {
 // What it keeps: x, four figures a channel and, where ReLU's mask cannot be made from x again, the output.
 struct BnAddRelu : torch::autograd::Function<BnAddRelu> {
   static variable_list forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& gamma,
-                               const at::Tensor& beta, const std::optional<at::Tensor>& residual, double eps,
-                               bool relu) {
+                               const at::Tensor& beta, const std::optional<at::Tensor>& residual, double eps, bool relu,
+                               const std::optional<at::Tensor>& running_mean,
+                               const std::optional<at::Tensor>& running_var,
+                               const std::optional<at::Tensor>& num_batches_tracked, double momentum) {
     static const auto op = operator_named<Forward>("resnet_min::bn_add_relu");
     const at::AutoDispatchBelowADInplaceOrView below;
-    auto [out, mean, invstd] = op.call(x, gamma, beta, residual, eps, relu);
+    auto [out, mean, invstd] =
+        op.call(x, gamma, beta, residual, eps, relu, running_mean, running_var, num_batches_tracked, momentum);
+    for (const auto& buffer : {running_mean, running_var, num_batches_tracked}) {
+      if (buffer && !buffer->is_inference()) buffer->unsafeGetTensorImpl()->bump_version();
+    }
     const bool needs_out = relu && residual.has_value();
     context->save_for_backward({x, gamma, beta, mean, invstd, needs_out ? out : at::Tensor()});
     context->saved_data["residual"] = residual.has_value();
@@ -55,7 +64,8 @@ struct BnAddRelu : torch::autograd::Function<BnAddRelu> {
         op.call(grads[0], saved[0], saved[1], saved[2], saved[3], saved[4],
                 out.defined() ? std::make_optional(out) : std::nullopt, context->saved_data["relu"].toBool());
     if (!out.defined()) grad_residual = context->saved_data["residual"].toBool() ? grads[0] : at::Tensor();
-    return {grad_x, grad_gamma, grad_beta, grad_residual, at::Tensor(), at::Tensor()};
+    const at::Tensor none;
+    return {grad_x, grad_gamma, grad_beta, grad_residual, none, none, none, none, none, none};
   }
 };
 
@@ -86,11 +96,12 @@ at::Tensor conv3x3(const at::Tensor& x, const at::Tensor& weight, int64_t stride
   return Conv3x3::apply(x, weight, stride);
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> bn_add_relu(const at::Tensor& x, const at::Tensor& gamma,
-                                                           const at::Tensor& beta,
-                                                           const std::optional<at::Tensor>& residual, double eps,
-                                                           bool relu) {
-  const variable_list outputs = BnAddRelu::apply(x, gamma, beta, residual, eps, relu);
+std::tuple<at::Tensor, at::Tensor, at::Tensor> bn_add_relu(
+    const at::Tensor& x, const at::Tensor& gamma, const at::Tensor& beta, const std::optional<at::Tensor>& residual,
+    double eps, bool relu, const std::optional<at::Tensor>& running_mean, const std::optional<at::Tensor>& running_var,
+    const std::optional<at::Tensor>& num_batches_tracked, double momentum) {
+  const variable_list outputs =
+      BnAddRelu::apply(x, gamma, beta, residual, eps, relu, running_mean, running_var, num_batches_tracked, momentum);
   return {outputs[0], outputs[1], outputs[2]};
 }
 

@@ -26,6 +26,12 @@ struct Moments {
   }
 };
 
+// A running statistic after a batch whose own is `batch`, as torch's batch norm has it.
+template <typename T>
+C10_HOST_DEVICE inline T moved(T running, T batch, T momentum) {
+  return (1 - momentum) * running + momentum * batch;
+}
+
 template <typename T>
 struct Normalisation {
   T scale, shift;

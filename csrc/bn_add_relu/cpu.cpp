@@ -345,17 +345,38 @@ std::tuple<at::Tensor, at::Tensor> rounded(const at::Tensor& figures, const at::
   return {result[0], result[1]};
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> bn_add_relu(const at::Tensor& x, const at::Tensor& gamma,
-                                                           const at::Tensor& beta,
-                                                           const std::optional<at::Tensor>& residual, double eps,
-                                                           bool relu) {
-  check_bn_add_relu(x, gamma, beta, residual, eps, kDtypes);
+// Of the running statistics, by a batch's moments.
+template <typename A>
+void update(const Running& running, const at::Tensor& found) {
+  const int64_t channels = running.mean->numel();
+  const double *count = values<double>(found), *means = count + channels, *distances = means + channels;
+  A *of_mean = room<A>(*running.mean), *of_variance = room<A>(*running.var);
+  for (int64_t c = 0; c < channels; ++c) {
+    of_mean[c] = static_cast<A>(moved<double>(of_mean[c], means[c], running.momentum));
+    of_variance[c] = static_cast<A>(moved<double>(of_variance[c], distances[c] / (count[c] - 1), running.momentum));
+  }
+  ++*room<int64_t>(*running.batches);
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> bn_add_relu(
+    const at::Tensor& x, const at::Tensor& gamma, const at::Tensor& beta, const std::optional<at::Tensor>& residual,
+    double eps, bool relu, const std::optional<at::Tensor>& running_mean, const std::optional<at::Tensor>& running_var,
+    const std::optional<at::Tensor>& num_batches_tracked, double momentum) {
+  const Running running{running_mean, running_var, num_batches_tracked, momentum};
+  check_bn_add_relu(x, gamma, beta, residual, eps, running, kDtypes);
   const int64_t channels = x.size(1);
   const at::Tensor found = bn_moments(x), figures = at::empty({2, channels}, at::kDouble);
   const double *count = values<double>(found), *means = count + channels, *distances = means + channels;
   double* invstds = std::copy(means, distances, room<double>(figures));
   for (int64_t c = 0; c < channels; ++c) invstds[c] = 1 / std::sqrt(distances[c] / count[c] + eps);
   const auto [mean, invstd] = rounded(figures, gamma);
+  if (running) {
+    if (gamma.scalar_type() == at::kDouble) {
+      update<double>(running, found);
+    } else {
+      update<float>(running, found);
+    }
+  }
   return {bn_apply(x, gamma, beta, mean, invstd, residual, relu), mean, invstd};
 }
 
@@ -378,8 +399,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> bn_add_relu_backward(
 
 TORCH_LIBRARY_FRAGMENT(resnet_min, m) {
   m.def(
-      "bn_add_relu(Tensor x, Tensor gamma, Tensor beta, Tensor? residual, float eps, bool relu) -> (Tensor out, Tensor "
-      "mean, Tensor invstd)",
+      "bn_add_relu(Tensor x, Tensor gamma, Tensor beta, Tensor? residual, float eps, bool relu, Tensor(a!)? "
+      "running_mean=None, Tensor(b!)? running_var=None, Tensor(c!)? num_batches_tracked=None, float momentum=0.1) -> "
+      "(Tensor out, Tensor mean, Tensor invstd)",
       {at::Tag::pt2_compliant_tag});
   m.def(
       "bn_add_relu_backward(Tensor grad, Tensor x, Tensor gamma, Tensor beta, Tensor mean, Tensor invstd, Tensor? out, "

@@ -17,12 +17,13 @@ struct Run {
   }
 };
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> bn_add_relu(const at::Tensor& x, const at::Tensor& gamma,
-                                                           const at::Tensor& beta,
-                                                           const std::optional<at::Tensor>& residual, double eps,
-                                                           bool relu) {
+std::tuple<at::Tensor, at::Tensor, at::Tensor> bn_add_relu(
+    const at::Tensor& x, const at::Tensor& gamma, const at::Tensor& beta, const std::optional<at::Tensor>& residual,
+    double eps, bool relu, const std::optional<at::Tensor>& running_mean, const std::optional<at::Tensor>& running_var,
+    const std::optional<at::Tensor>& num_batches_tracked, double momentum) {
   const c10::cuda::CUDAGuard guard(x.device());
-  return forward_by(Run(), x, gamma, beta, residual, eps, relu);
+  return forward_by(Run(), x, gamma, beta, residual, eps, relu,
+                    {running_mean, running_var, num_batches_tracked, momentum});
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> bn_add_relu_backward(

@@ -57,19 +57,27 @@ __global__ void __launch_bounds__(kThreads, kSumBlocksPerSm)
   }
 }
 
-// Merges the row blocks' moments. A block owns 32 channels; a thread owns one of them in every eighth row block.
+// Merges the row blocks' moments, and updates the running statistics by them. A block owns 32 channels; a thread owns
+// one of them in every eighth row block.
 template <typename A>
 __global__ void __launch_bounds__(kThreads)
-    finish_moments_kernel(const Moments<A>* __restrict__ partial, A* __restrict__ mean, A* __restrict__ invstd, A eps,
-                          Layout layout) {
+    finish_moments_kernel(const Moments<A>* __restrict__ partial, A* __restrict__ mean, A* __restrict__ invstd,
+                          RunningPointers<A> running, A eps, Layout layout) {
   __shared__ Moments<A> shared[kThreads];
   const Share share = share_of<1>(layout);
   Moments<A> moments[1] = {};
   if (share.active) moments[0] = sum_of_share(partial, share, layout);
   add_up_depths(moments, share, shared);
   if (share.active && share.depth == 0) {
-    mean[share.channel] = moments[0].mean;
-    invstd[share.channel] = 1 / std::sqrt(moments[0].distances / moments[0].count + eps);
+    const auto [count, batch_mean, distances] = moments[0];
+    mean[share.channel] = batch_mean;
+    invstd[share.channel] = 1 / std::sqrt(distances / count + eps);
+    if (running.mean) {
+      A *of_mean = running.mean + share.channel, *of_variance = running.variance + share.channel;
+      *of_mean = moved(*of_mean, batch_mean, running.momentum);
+      *of_variance = moved(*of_variance, distances / (count - 1), running.momentum);
+      if (share.channel == 0) ++*running.batches;
+    }
   }
 }
 

@@ -15,7 +15,8 @@ void run_as(const Forward<T>& pass, const Launch& launch) {
   const Layout applying(pass.sizes.rows, pass.sizes.channels, V, kApplyBlocks);
   auto* moments = static_cast<Moments<A>*>(pass.partial);
   launch(moments_kernel<T, V>, sums.grid(), pass.x, moments, sums);
-  launch(finish_moments_kernel<A>, finish.grid(), moments, pass.mean, pass.invstd, static_cast<A>(pass.eps), finish);
+  launch(finish_moments_kernel<A>, finish.grid(), moments, pass.mean, pass.invstd, pass.running,
+         static_cast<A>(pass.eps), finish);
   const auto normalise = pass.residual
                              ? (pass.relu ? normalise_kernel<T, V, true, true> : normalise_kernel<T, V, true, false>)
                              : (pass.relu ? normalise_kernel<T, V, false, true> : normalise_kernel<T, V, false, false>);

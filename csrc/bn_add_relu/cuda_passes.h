@@ -56,6 +56,14 @@ struct Sizes {
   }
 };
 
+// Running statistics, or null.
+template <typename A>
+struct RunningPointers {
+  A *mean, *variance;
+  int64_t* batches;
+  A momentum;
+};
+
 template <typename T>
 struct Forward {
   using A = SumOf<T>;
@@ -65,6 +73,7 @@ struct Forward {
   bool relu;
   T* out;
   A *mean, *invstd;
+  RunningPointers<A> running;
   void* partial;
   Sizes sizes;
 

@@ -33,6 +33,13 @@ T* data_to(const at::Tensor& tensor) {
   return tensor.defined() ? tensor.mutable_data_ptr<T>() : nullptr;
 }
 
+template <typename A>
+RunningPointers<A> pointers_of(const Running& running) {
+  if (!running) return {};
+  return {data_to<A>(*running.mean), data_to<A>(*running.var), data_to<int64_t>(*running.batches),
+          static_cast<A>(running.momentum)};
+}
+
 template <typename T>
 Sizes sizes_of(const at::Tensor& x, std::initializer_list<at::Tensor> tensors) {
   const bool aligned = std::all_of(tensors.begin(), tensors.end(), [](const auto& tensor) {
@@ -50,8 +57,8 @@ template <typename Run>
 std::tuple<at::Tensor, at::Tensor, at::Tensor> forward_by(const Run& run, const at::Tensor& x, const at::Tensor& gamma,
                                                           const at::Tensor& beta,
                                                           const std::optional<at::Tensor>& residual, double eps,
-                                                          bool relu) {
-  check_bn_add_relu(x, gamma, beta, residual, eps, kDtypes);
+                                                          bool relu, const Running& running) {
+  check_bn_add_relu(x, gamma, beta, residual, eps, running, kDtypes);
   const at::Tensor addend = residual ? as_channels_last(*residual) : at::Tensor();
   const at::Tensor scale = gamma.contiguous(), shift = beta.contiguous();
   at::Tensor out = at::empty_like(x), mean = at::empty({x.size(1)}, gamma.options()), invstd = at::empty_like(mean);
@@ -61,7 +68,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> forward_by(const Run& run, const 
     const Sizes sizes = sizes_of<T>(x, {x, addend, out, scale, shift, mean, invstd});
     const at::Tensor partial = partial_sums(sizes.sums<T>(), Forward<T>::kFigures, mean);
     run(Forward<T>{data_of<T>(x), data_of<T>(addend), data_of<A>(scale), data_of<A>(shift), eps, relu, data_to<T>(out),
-                   data_to<A>(mean), data_to<A>(invstd), partial.mutable_data_ptr(), sizes});
+                   data_to<A>(mean), data_to<A>(invstd), pointers_of<A>(running), partial.mutable_data_ptr(), sizes});
   });
   return {out, mean, invstd};
 }

@@ -39,14 +39,32 @@ inline void check_channels(const char* op, const at::Tensor& x, std::initializer
   for (const at::Tensor& tensor : figures) require(fits(tensor, parameter_dtype(x), x.sizes()[1], x), op);
 }
 
+// A batch norm's running statistics, which forward updates: all of the tensors or none.
+struct Running {
+  const std::optional<at::Tensor>&mean, &var, &batches;
+  double momentum;
+
+  explicit operator bool() const { return mean.has_value(); }
+};
+
+inline void check_running(const char* op, const at::Tensor& x, const Running& running) {
+  const bool given = static_cast<bool>(running);
+  require(running.var.has_value() == given && running.batches.has_value() == given, op);
+  if (!given) return;
+  check_channels(op, x, {*running.mean, *running.var});
+  require(fits(*running.batches, at::kLong, {}, x), op);
+  require(running.mean->is_contiguous() && running.var->is_contiguous(), op);
+}
+
 inline void check_bn_add_relu(const at::Tensor& x, const at::Tensor& gamma, const at::Tensor& beta,
-                              const std::optional<at::Tensor>& residual, double eps,
+                              const std::optional<at::Tensor>& residual, double eps, const Running& running,
                               at::ArrayRef<at::ScalarType> dtypes) {
   const char* op = "bn_add_relu";
   check_x(op, x, dtypes);
   check_channels(op, x, {gamma, beta});
   require(!residual || is_like(*residual, x), op);
   require(eps >= 0 && std::isfinite(eps), op);
+  check_running(op, x, running);
 }
 
 inline void check_bn_add_relu_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& gamma,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,16 @@ from .checks import check as check_argument
 
 
 def bn_add_relu(
-    x: Tensor, gamma: Tensor, beta: Tensor, residual: Tensor | None, eps: float, relu: bool
+    x: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    residual: Tensor | None,
+    eps: float,
+    relu: bool,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    num_batches_tracked: Tensor | None = None,
+    momentum: float = 0.1,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Normalise each channel by the batch's mean and variance, scale and shift it, add `residual`, apply ReLU.
 
@@ -25,22 +35,38 @@ def bn_add_relu(
     residual     as x, or None
     eps          added to the variance, which is the biased one
     relu         whether to apply it; a NaN stays one
+    running_mean, running_var, num_batches_tracked
+                 a batch norm's buffers, [C] as gamma, [C] as gamma and int64 []: updated with this batch, in place; or
+                 none of them
+    momentum     the batch's share of the first two
     returns      (out as x, mean [C], invstd [C]), the latter two in gamma's dtype and not differentiable
 
     Raises ValueError for a wrong dtype, shape, device or eps. The kernel differentiates once. Equivalent to
     `relu(F.batch_norm(x, None, None, gamma, beta, True, 0.0, eps) + residual)`; the kernel rounds only at the end.
     """
-    if backend.supported("bn_add_relu", x, gamma, beta, residual):
-        return backend.call("bn_add_relu", check, x, gamma, beta, residual, eps, relu)
-    return reference(x, gamma, beta, residual, eps, relu)
+    buffers = running_mean, running_var, num_batches_tracked
+    if backend.supported("bn_add_relu", x, gamma, beta, residual, *buffers):
+        return backend.call("bn_add_relu", check, x, gamma, beta, residual, eps, relu, *buffers, momentum)
+    return reference(x, gamma, beta, residual, eps, relu, *buffers, momentum)
 
 
 def reference(
-    x: Tensor, gamma: Tensor, beta: Tensor, residual: Tensor | None, eps: float, relu: bool
+    x: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    residual: Tensor | None,
+    eps: float,
+    relu: bool,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    num_batches_tracked: Tensor | None = None,
+    momentum: float = 0.1,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`bn_add_relu` in PyTorch, on any device."""
-    check(x, gamma, beta, residual, eps, relu)
-    out, mean, invstd = torch.native_batch_norm(x, gamma, beta, None, None, True, 0.0, eps)
+    check(x, gamma, beta, residual, eps, relu, running_mean, running_var, num_batches_tracked, momentum)
+    out, mean, invstd = torch.native_batch_norm(x, gamma, beta, running_mean, running_var, True, momentum, eps)
+    if num_batches_tracked is not None:
+        num_batches_tracked.add_(1)
     if residual is not None:
         out = out + residual
     return out.relu() if relu else out, mean.detach(), invstd.detach()
@@ -75,7 +101,18 @@ def reference_backward(
 # ---- checks: any layout will do ----
 
 
-def check(x: Tensor, gamma: Tensor, beta: Tensor, residual: Tensor | None, eps: float, relu: bool) -> None:
+def check(
+    x: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    residual: Tensor | None,
+    eps: float,
+    relu: bool,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    num_batches_tracked: Tensor | None = None,
+    momentum: float = 0.1,
+) -> None:
     """The checks of `bn_add_relu`."""
     _check_x("bn_add_relu", x)
     _check_figures("bn_add_relu", x, gamma=gamma, beta=beta)
@@ -83,6 +120,13 @@ def check(x: Tensor, gamma: Tensor, beta: Tensor, residual: Tensor | None, eps: 
         _check_like("bn_add_relu", x, residual=residual)
     if not 0 <= eps < math.inf:
         raise ValueError(f"bn_add_relu: eps must be finite and at least 0; got {eps:g}")
+    buffers = running_mean, running_var, num_batches_tracked
+    if any(buffer is not None for buffer in buffers):
+        if any(buffer is None for buffer in buffers):
+            raise ValueError("bn_add_relu: running_mean, running_var and num_batches_tracked go together; got not all")
+        _check_figures("bn_add_relu", x, running_mean=running_mean, running_var=running_var)
+        check_argument("bn_add_relu", "num_batches_tracked", num_batches_tracked, "int64 []", (torch.int64,), ())
+        check_device("bn_add_relu", x, num_batches_tracked=num_batches_tracked)
 
 
 def check_backward(
@@ -125,9 +169,13 @@ def _check_like(operator: str, x: Tensor, **tensors: Tensor) -> None:
 
 
 @backend.takes("bn_add_relu")
-def takes(x: Tensor, gamma: Tensor, beta: Tensor, residual: Tensor | None) -> bool:
-    """channels_last only."""
-    return _takes_dtypes(x, gamma, beta, residual) and x.is_contiguous(memory_format=torch.channels_last)
+def takes(x: Tensor, gamma: Tensor, beta: Tensor, residual: Tensor | None, *buffers: Tensor | None) -> bool:
+    """channels_last only, and buffers without gaps."""
+    return (
+        _takes_dtypes(x, gamma, beta, residual)
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and all(buffer is None or buffer.is_contiguous() for buffer in buffers)
+    )
 
 
 def _takes_dtypes(x: Tensor, gamma: Tensor, beta: Tensor, residual: Tensor | None) -> bool:
@@ -145,8 +193,8 @@ def figures_dtype(x: Tensor) -> torch.dtype:
 
 
 @backend.fake("bn_add_relu")
-def _(x: Tensor, gamma: Tensor, beta: Tensor, residual: Tensor | None, eps: float, relu: bool) -> tuple[Tensor, ...]:
-    check(x, gamma, beta, residual, eps, relu)
+def _(x: Tensor, gamma: Tensor, *others: Any) -> tuple[Tensor, ...]:
+    check(x, gamma, *others)
     return torch.empty_like(x), torch.empty_like(gamma), torch.empty_like(gamma)
 
 
@@ -177,7 +225,9 @@ def stands_for(bn: nn.Module, relu: nn.Module | None, x: Tensor, residual: Tenso
         and not backend.has_hooks(bn, relu)
     ):
         return False
-    if backend.supported("bn_add_relu", x, bn.weight, bn.bias, residual):
+    if backend.supported(
+        "bn_add_relu", x, bn.weight, bn.bias, residual, bn.running_mean, bn.running_var, bn.num_batches_tracked
+    ):
         return True
     if (
         not torch.compiler.is_compiling()
@@ -200,7 +250,10 @@ def _warn_of_layout() -> None:
 
 def in_place_of(bn: nn.BatchNorm2d, relu: nn.ReLU | None, x: Tensor, residual: Tensor | None) -> Tensor:
     """`relu(bn(x) + residual)` where `stands_for` said so, with the running statistics updated as `bn` does."""
-    out, mean, invstd = bn_add_relu(x, bn.weight, bn.bias, residual, bn.eps, relu is not None)
+    call = x, bn.weight, bn.bias, residual, bn.eps, relu is not None
+    if bn.momentum is not None:
+        return bn_add_relu(*call, bn.running_mean, bn.running_var, bn.num_batches_tracked, bn.momentum)[0]
+    out, mean, invstd = bn_add_relu(*call)
     track(bn, mean, invstd, x.numel() // x.shape[1])
     return out
 

@@ -47,6 +47,14 @@ def draw(shape, dtype=torch.float32, device="cpu", residual=True, seed=0):
     return x, gamma, beta, extra if residual else None, grad
 
 
+def buffers(x, device="cpu"):
+    """A batch norm's, after some batches: for a call to change."""
+    figures = torch.float64 if x.dtype == torch.float64 else torch.float32
+    draw = torch.Generator().manual_seed(1)
+    mean, variance = torch.randn(2, x.shape[1], generator=draw, dtype=torch.float64).to(device, figures)
+    return mean, variance.abs(), torch.tensor(7, device=device)
+
+
 def eager(x, gamma, beta, residual, eps, relu):
     out = F.batch_norm(x, None, None, gamma, beta, True, 0.0, eps)
     out = out if residual is None else out + residual
@@ -379,6 +387,15 @@ BAD = {  # argument: (what makes it bad, the message)
         (lambda e: float("nan"), "eps must be finite and at least 0; got nan"),
         (lambda e: float("inf"), "eps must be finite and at least 0; got inf"),
     ],
+    "running_mean": [
+        (lambda t: t.double(), "running_mean must be float32 [16]; got float64 [16]"),
+        (lambda _: None, "running_mean, running_var and num_batches_tracked go together; got not all"),
+    ],
+    "running_var": [(lambda t: t[1:], "running_var must be float32 [16]; got float32 [15]")],
+    "num_batches_tracked": [
+        (lambda t: t.float(), "num_batches_tracked must be int64 []; got float32 []"),
+        (lambda t: t[None], "num_batches_tracked must be int64 []; got int64 [1]"),
+    ],
 }
 BAD_BACKWARD = {
     "grad": [(lambda t: t[1:], "grad must be float32 [4, 16, 5, 5]; got float32 [3, 16, 5, 5]")],
@@ -398,7 +415,8 @@ def flat(bad):
 
 def forward_arguments(device):
     x, gamma, beta, residual, _ = draw((4, 16, 5, 5), device=device)
-    return {"x": x, "gamma": gamma, "beta": beta, "residual": residual, "eps": EPS, "relu": True}
+    given = {"x": x, "gamma": gamma, "beta": beta, "residual": residual, "eps": EPS, "relu": True}
+    return given | dict(zip(("running_mean", "running_var", "num_batches_tracked"), buffers(x, device), strict=True))
 
 
 def backward_arguments(device):
@@ -487,6 +505,7 @@ def test_opcheck(residual, relu, device):
         x, gamma, beta, extra, grad = draw((3, 16, 4, 4), dtype, device, residual)
         args = [t if t is None else t.requires_grad_() for t in (x, gamma, beta, extra)]
         torch.library.opcheck(torch.ops.resnet_min.bn_add_relu.default, (*args, EPS, relu))
+        torch.library.opcheck(torch.ops.resnet_min.bn_add_relu.default, (*args, EPS, relu, *buffers(x, device), 0.1))
     args = [t if t is None else t.detach() for t in args]
     out, mean, invstd = torch.ops.resnet_min.bn_add_relu(*args, EPS, relu)
     args = grad, *args[:3], mean, invstd, out if residual and relu else None, relu
@@ -501,6 +520,51 @@ def test_compiles_without_a_graph_break(backend, device):
             torch.testing.assert_close(o, w)
 
 
+def test_compiled_it_updates_the_buffers_too(backend, device):
+    x, gamma, beta, *_ = draw((4, 16, 5, 5), device=device)
+    runs = []
+    for function in (ops.bn_add_relu, torch.compile(ops.bn_add_relu, fullgraph=True, backend="aot_eager")):
+        running = buffers(x, device)
+        function(x, gamma.requires_grad_(), beta, None, EPS, True, *running, 0.1)[0].sum().backward()
+        runs.append(running)
+    torch.testing.assert_close(*runs)
+    assert runs[0][2] == 8
+
+
+# ---- the running statistics ----
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(4, 16, 5, 5), (2, 3, 1, 1), (3, 70, 9, 9), (40, 5, 31, 33)])
+def test_running_statistics_by_the_operator(shape, dtype, backend, device):
+    x, gamma, beta, residual, _ = draw(shape, dtype, device)
+    for momentum in (0.1, 1.0, 0.0):
+        running = buffers(x, device)
+        mean, variance, batches = (t.cpu().double() for t in running)
+        F.batch_norm(x.cpu().double(), mean, variance, training=True, momentum=momentum)
+        versions = [t._version for t in running]
+        ops.bn_add_relu(x, gamma, beta, residual, EPS, True, *running, momentum)
+        for got, wanted in zip(running, (mean, variance, batches + 1), strict=True):
+            torch.testing.assert_close(got.cpu().double(), wanted, rtol=1e-4, atol=1e-5)
+        if backend == "extension":  # torch does not say that it changes them
+            assert all(t._version > before for t, before in zip(running, versions, strict=True))
+
+
+@needs_extension
+def test_buffers_with_gaps_are_the_references(device):
+    x, gamma, beta, *_ = draw((4, 16, 5, 5), device=device)
+    mean, variance, batches = buffers(x, device)
+    spread = torch.zeros(16, 2, device=device)[:, 0].copy_(mean)
+    with pytest.raises(ValueError, match="the kernel does not take these arguments"):
+        torch.ops.resnet_min.bn_add_relu(x, gamma, beta, None, EPS, True, spread, variance, batches)
+    for f, args in (
+        (ops.bn_add_relu, (spread, variance.clone(), batches)),
+        (reference.bn_add_relu, (mean, variance, batches)),
+    ):
+        f(x, gamma, beta, None, EPS, True, *args)
+    torch.testing.assert_close(spread, mean)
+
+
 # ---- in the model ----
 
 
@@ -509,9 +573,9 @@ def calls(monkeypatch):
     """The operator's calls from the model, each with (bn's channels, residual or not, relu)."""
     made, original = [], ops.bn_add_relu
 
-    def counted(x, gamma, beta, residual, eps, relu):
+    def counted(x, gamma, beta, residual, eps, relu, *running):
         made.append((len(gamma), residual is not None, relu))
-        return original(x, gamma, beta, residual, eps, relu)
+        return original(x, gamma, beta, residual, eps, relu, *running)
 
     monkeypatch.setattr(kernels.bn_add_relu, "bn_add_relu", counted)
     return made

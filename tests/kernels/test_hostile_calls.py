@@ -65,24 +65,31 @@ def conv3x3_backward(rng):
     return [grad, x, weight, stride, rng.random() < 0.7, rng.random() < 0.7]
 
 
-def bn_add_relu(rng):
+def bn_forward(rng):
     x = maps(rng, rng.choice([1, 3, 8, 33])).to(rng.choice([torch.float32, torch.float64, torch.bfloat16]))
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     gamma, beta = (floats(x.shape[1]).to(dtype) for _ in range(2))
     return [x, gamma, beta, torch.randn_like(x) if rng.random() < 0.5 else None, 1e-5, rng.random() < 0.5]
 
 
+def bn_add_relu(rng):
+    args = bn_forward(rng)
+    if rng.random() < 0.5:
+        args += [args[1].clone(), args[1].clone(), torch.tensor(3), 0.1]
+    return args
+
+
 def bn_add_relu_backward(rng):
-    x, gamma, beta, out, _, relu = bn_add_relu(rng)
+    x, gamma, beta, out, _, relu = bn_forward(rng)
     return [torch.randn_like(x), x, gamma, beta, gamma.clone(), beta.abs(), out if relu else None, relu]
 
 
 def bn_moments(rng):
-    return bn_add_relu(rng)[:1]
+    return bn_forward(rng)[:1]
 
 
 def bn_apply(rng):
-    x, gamma, beta, residual, _, relu = bn_add_relu(rng)
+    x, gamma, beta, residual, _, relu = bn_forward(rng)
     return [x, gamma, beta, gamma.clone(), beta.abs(), residual, relu]
 
 

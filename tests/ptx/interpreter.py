@@ -85,16 +85,18 @@ class Interpreter:
     def call(
         self, name: str, *args: Any, order: int = 0, early: bool = False, multiprocessors: int = 132
     ) -> torch.Tensor | Sequence[torch.Tensor]:
-        """An operator's outputs; whatever the interpreter finds wrong is an AssertionError.
+        """An operator's outputs, and its changes to arguments; whatever is wrong is an AssertionError.
 
         `order`, `early`: as in warp.h's Options. `multiprocessors`: of the GPU that the launches are planned for.
         """
+        operator = getattr(torch.ops.resnet_min_ptx, name)
         self.library.ptx_set(order, ctypes.c_bool(early), multiprocessors)
         failed = None
         self.library.ptx_allocate(ctypes.c_bool(True))
+        given = [known(arg) for arg in args]
         try:
             with torch.no_grad():
-                outputs = getattr(torch.ops.resnet_min_ptx, name)(*map(known, args))
+                outputs = operator(*given)
         except RuntimeError as error:
             failed = error
         finally:
@@ -103,6 +105,9 @@ class Interpreter:
         assert count == "0", f"{count} faults: " + "\n".join(faults)
         if failed:
             raise failed
+        for arg, copy, of in zip(args, given, operator.default._schema.arguments, strict=False):
+            if of.alias_info is not None and arg is not None:
+                arg.copy_(copy)
         return outputs
 
     def coverage(self) -> dict[str, Kernel]:

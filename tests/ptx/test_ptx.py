@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from kernels import test_bn_add_relu as bn
 from kernels import test_conv_bn_relu_cuda as conv
 from kernels import test_crop_flip as crop
@@ -89,10 +90,15 @@ def check_bn(interpreter, shape, dtype, residual, relu, offset="", **way):
     tolerance = {"rtol": 1, "atol": 1} if tiny else bn.TOLERANCE[dtype]
     tolerance = {"rtol": 1e-3, "atol": 1e-3} if dtype == torch.float32 else tolerance
     exact = bn.results(bn.eager, *bn.doubled(x, gamma, beta, extra, grad), relu)
-    out, mean, invstd = interpreter.call("bn_add_relu", x, gamma, beta, extra, bn.EPS, relu, **way)
+    running = bn.buffers(x) if relu else ()  # without: none
+    moved = bn.doubled(*running)
+    out, mean, invstd = interpreter.call("bn_add_relu", x, gamma, beta, extra, bn.EPS, relu, *running, **way)
     args = grad, x, gamma, beta, mean, invstd, out if residual and relu else None, relu
     *grads, grad_residual = interpreter.call("bn_add_relu_backward", *args, **way)
     got = [out, *grads, *([grad_residual if relu else grad] if residual else [])]
+    if running:
+        F.batch_norm(x.double(), *moved[:2], training=True, momentum=0.1)
+        got, exact = [*got, *running], [*exact, *moved[:2], moved[2] + 1]
     for ours, theirs in zip(got, exact, strict=True):
         torch.testing.assert_close(ours.double(), theirs, **tolerance)
 
