@@ -238,7 +238,7 @@ def steps(runs: Mapping[str, Sequence[Mapping[str, float]]], path: str | Path, *
     """
     window = max(1, max(len(rows) for rows in runs.values()) // 50)
     figure = new_figure(9, 4.6)
-    axes, top = figure.subplots(), 0.0
+    axes, top, highest = figure.subplots(), 0.0, 0.0
     for number, (label, rows) in enumerate(runs.items()):
         colour, dashes = COLOURS[number % len(COLOURS)], ("-", "--", ":")[number // len(COLOURS) % 3]
         step, loss = (np.array([row[key] for row in rows], dtype=float) for key in ("step", "loss"))
@@ -248,14 +248,15 @@ def steps(runs: Mapping[str, Sequence[Mapping[str, float]]], path: str | Path, *
         axes.plot(step, loss, color=colour, alpha=0.25, linewidth=0.6, zorder=1)
         mean = (sums[ends] - sums[starts]) / (ends - starts)
         axes.plot(step, mean, color=colour, linestyle=dashes, linewidth=1.8, zorder=3, label=plain(label))
-        top = max(top, float(np.quantile(loss, 0.99)))
-    axes.set(xlabel="step", ylabel="training loss", ylim=(0, 1.1 * top or 1))
-    axes.set_title(f"pale: every step; line: mean of the last {window} steps", fontsize=9, loc="left")
+        top, highest = max(top, 1.1 * float(np.quantile(loss, 0.99))), max(highest, loss.max())
+    axes.set(xlabel="step", ylabel="training loss", ylim=(0, top or 1))
+    above = f", up to {highest:.3g} above this picture" if highest > top > 0 else ""
+    axes.set_title(f"pale: every step{above}; line: mean of the last {window} steps", fontsize=9, loc="left")
     axes.grid(color="0.9")
     axes.spines[["top", "right"]].set_visible(False)
-    columns = 1 if max(map(len, runs)) > 40 else 2
-    figure.legend(loc="outside lower left", ncols=columns, frameon=False)
     said = next(iter(runs)) if len(runs) == 1 else f"{len(runs)} runs"
+    if len(runs) > 1:
+        figure.legend(loc="outside lower left", ncols=1 if max(map(len, runs)) > 40 else 2, frameon=False)
     entitle(figure, title or f"{said}: training loss of every step")
     save(figure, path)
 

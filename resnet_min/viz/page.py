@@ -50,13 +50,15 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size
 th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid var(--line); vertical-align: top; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; } caption { text-align: left; padding: .3rem 0; }
 .facts td { text-align: left; overflow-wrap: anywhere; } .facts td:first-child { white-space: nowrap; opacity: .75; }
+.side .wide :is(th, td) { padding-inline: .35rem; } .side .wide :is(th, td):first-child { padding-left: 0; }
 figure { margin: 1rem 0; } figcaption { font-size: .9rem; opacity: .8; }
 img { display: block; max-width: 100%; max-height: 52rem; background: white; border-radius: 6px; }
 @media (max-width: 600px) {
   body { padding: .6rem; } th, td { padding: .2rem .4rem; } img { max-width: none; max-height: none; width: 34rem; }
 }
 @media print {
-  :root { color-scheme: light; } nav { display: none; } body { max-width: none; } figure, tr { break-inside: avoid; }
+  :root { color-scheme: light; } nav { display: none; } body { max-width: none; }
+  h2 { break-after: avoid; } figure, tr { break-inside: avoid; }
 }
 """
 
@@ -90,11 +92,12 @@ def write(path: str | Path, title: str, networks: Sequence[Network], shared: Map
             named = len(networks) > 1
             parts += [_side([_figure(file, said, name if named else "") for name, file in made])] if made else []
         if heading == "Results":
-            parts += [
+            tables = [
                 _table(rows, caption + (f": {network.name}" if len(networks) > 1 else ""))
                 for network in networks
                 for caption, rows in network.tables.items()
             ]
+            parts += [_side(tables)] if tables else []
         if parts:
             links.append(heading)
             body += [f'<h2 id="{_anchor(heading)}">{_text(heading)}</h2>', *parts]
