@@ -444,6 +444,13 @@ def test_evaluation_prints_errors_beside_the_constants(trained, capsys, monkeypa
     assert "network" in capsys.readouterr().out
 
 
+def test_a_head_beyond_the_image_does_not_shrink_its_picture(tmp_path, drawn):
+    image, points = torch.zeros(48, 64, 3, dtype=torch.uint8), torch.tensor([[3.0, 4.0], [66.0, 50.0]])
+    split = reader.Split([image], [points], ["a.jpg"])
+    pictures.maps(split, [torch.zeros(6, 8)], 8, 4.0, tmp_path / "maps.png", title="")
+    assert [(axes.get_xlim(), axes.get_ylim()) for axes in drawn[0].axes[:3]] == [((0, 64), (48, 0))] * 3
+
+
 def test_a_report_of_a_crowd(trained):
     eval_script.main(["run", "--report", "page.html", "--amp", "off"])
     text = Path("page.html").read_text()

@@ -41,10 +41,10 @@ def maps(
         for axes, what, shown in zip(row[1:], ("true", "predicted"), densities, strict=True):
             edges = (0, stride * shown.shape[1], stride * shown.shape[0], 0)
             layer = axes.imshow(per_1000 * shown.numpy(), "magma", scale, extent=edges)
-            axes.set(xlim=(0, width), ylim=(height, 0))
             axes.set_title(f"{what} density: {shown.sum():.1f} heads", fontsize=9)
-    for axes in grid.ravel():
-        axes.set_axis_off()
+        for axes in row:  # whatever is annotated or predicted beyond the image
+            axes.set(xlim=(0, width), ylim=(height, 0))
+            axes.set_axis_off()
     figure.colorbar(layer, ax=grid[:, 2], label="heads in 1,000 pixels", shrink=0.8, aspect=30)
     figure.legend(handles=grid[0, 0].lines, loc="outside lower left", frameon=False, fontsize=8)
     figures.entitle(figure, title)
