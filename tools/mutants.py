@@ -66,11 +66,16 @@ ROOMS = {
         "runs/folder.py": "runs/test_folder.py runs/test_tables.py test_train.py runs/test_interrupted.py",
         "runs/pace.py": "runs/test_pace.py runs/test_interrupted.py",
         "runs/job.py": "runs/test_job.py test_train.py runs/test_interrupted.py",
+        "runs/watch.py": "runs/test_watch.py",
     },
     "tasks": {
         "tasks/*.py": "tasks/test_loading.py tasks/test_classify.py tasks/test_a_third_task.py test_eval.py",
         "tasks/classify/task.py": "tasks/test_classify.py test_eval.py",
+        "tasks/classify/shift.py": "tasks/test_shift.py",
         "tasks/crowd/task.py": "tasks/test_crowd.py",
+    },
+    "viz": {
+        "viz/page.py": "viz/test_page.py tasks/test_report.py",
     },
 }
 LEFT_OUT = (
