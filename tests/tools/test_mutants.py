@@ -35,7 +35,7 @@ def test_each_mutant_has_one_place_changed():
 
 
 def test_a_draw_is_the_seeds_and_of_every_room():
-    one, same, other = (mutants.draw("", 50, seed) for seed in (0, 0, 1))
+    one, same, other = (mutants.draw("", 60, seed) for seed in (0, 0, 1))
     assert one == same != other and {room: len(drawn) for room, drawn in one.items()} == dict.fromkeys(one, 10)
     (drawn,) = (drawn for drawn in mutants.draw("kernels/checks.py:17", 10_000, 0).values() if drawn)
     assert {mutant.place for mutant, _ in drawn} == {"resnet_min/kernels/checks.py:17"}
