@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import TINY, assert_same_run, rows
+from torch.optim.swa_utils import AveragedModel
 
 import train
 from resnet_min.errors import UserError, run_script
@@ -113,10 +114,13 @@ def test_resume_is_bit_exact(folder, monkeypatch, flags):
     assert_same_run("whole", "parts")
 
 
-def test_what_is_judged_and_kept_is_the_average(folder):
+def test_what_is_judged_and_kept_is_the_average(folder, monkeypatch):
     """Its steps are those of a run without, and its batch norms fit its weights."""
     run(folder, "--epochs", 2, "--out", "without", "--val-size", 6)
+    updates, update = [], AveragedModel.update_parameters
+    monkeypatch.setattr(AveragedModel, "update_parameters", lambda *args: (updates.append(1), update(*args)))
     run(folder, "--epochs", 2, "--out", "with", "--average", 0.7, "--val-size", 6)
+    assert len(updates) == 1 + rows("with")[-1]["step"] // 5  # the first one copies
     assert Path("with/steps.jsonl").read_text() == Path("without/steps.jsonl").read_text()
     plain, averaged = checkpoint.load("without"), checkpoint.load("with")
     assert all(tensor.equal(plain["model"][name]) for name, tensor in averaged["trained"].items())
