@@ -259,7 +259,7 @@ def train(job: Job, folder: Path, overwrite: bool, saved_at: Path | None, pace: 
             f"epoch {epoch}/{config.epochs}  lr {rates[-1]:.5f}  loss {row['train_loss']:.4f}  {figure.title}: "
             + ", ".join(f"{name} {figure.shown(value)}" for name, value in values.items())
             + f"  {seconds:.1f} s  {row['images_per_second']:,.0f} images/s"
-            + watch.finished(epoch, looking),
+            + watch.finished(epoch, seconds, looking),
             flush=True,
         )
 

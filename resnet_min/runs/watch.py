@@ -75,9 +75,12 @@ class Watch:
         looks = config.epochs // config.val_every - self.epoch // config.val_every
         return (epochs * self.job.steps - taken) * self.of_step + looks * self.of_look
 
-    def finished(self, epoch: int, looking: float | None) -> str:
-        """What the line of a finished epoch says of those to come. looking: seconds of evaluation, where there was."""
-        self.epoch, self.said = epoch, True
+    def finished(self, epoch: int, training: float, looking: float | None) -> str:
+        """What the line of a finished epoch says of those to come.
+
+        training: seconds of its steps; looking: of its evaluation, where there was one.
+        """
+        self.epoch, self.said, self.of_step = epoch, True, training / self.job.steps
         self.of_look = self.of_look if looking is None else looking
         return f"  {duration(self.left())} left" if epoch < self.job.config.epochs else ""
 

@@ -42,9 +42,13 @@ def test_the_time_left_is_of_the_whole_run_with_its_evaluations():
     watching.after_step(bar, progress)
     watching.after_step(bar, progress)
     assert written == ["about 3 min to go, by the first steps"]  # once
-    assert watching.finished(2, looking=30.0) == f"  {watch.duration(40 * 3 + 2 * 30)} left"  # after epochs 4 and 6
-    assert watching.finished(3, looking=None) == f"  {watch.duration(30 * 3 + 2 * 30)} left"
-    assert watching.finished(6, looking=30.0) == ""
+    assert watching.finished(2, 30.0, 30.0) == f"  {watch.duration(40 * 3 + 2 * 30)} left"  # after epochs 4 and 6
+    assert watching.finished(3, 30.0, None) == f"  {watch.duration(30 * 3 + 2 * 30)} left"
+    assert watching.finished(6, 30.0, 30.0) == ""
+
+
+def test_the_time_left_where_only_the_evaluation_was_left_of_an_epoch():
+    assert watch.Watch(job(epochs=3), done=0).finished(1, 200.0, None) == "  7 min left"  # no step was seen
 
 
 def test_a_dry_run_says_how_long_and_leaves_nothing(folder, capsys, monkeypatch):
