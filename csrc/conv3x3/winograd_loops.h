@@ -20,6 +20,8 @@ RESNET_MIN_TARGET inline void with_channels(int64_t channels, const F& f) {
   }
 }
 
+constexpr int kAhead = 4096;  // values
+
 // From rows of pixels to the points of `count` adjacent tiles. A column's values are worked out once for both tiles
 // that it is part of.
 template <typename T, int64_t channels>
@@ -40,6 +42,8 @@ RESNET_MIN_TARGET void transform_row(const TileRow& tiles, float* half, float* t
       V d[T::from], v[T::to];
 #pragma GCC unroll 4
       for (int i = 0; i < T::from; ++i) d[i] = load(pixels[i] + c);
+      // Of the rows that no tile has had yet, what the next block of tiles begins with.
+      for (int i = T::from - 2; i < T::from; ++i) __builtin_prefetch(pixels[i] + c + kAhead, 0, 2);
       T::apply(d, v);
 #pragma GCC unroll 4
       for (int i = 0; i < T::to; ++i) store(v[i], column + i * channels + c);
