@@ -1,4 +1,4 @@
-// The loops of cpu.cpp over rows of adjacent columns (see vector.h).
+// The loops of cpu_passes.h over rows of adjacent columns (see vector.h).
 
 // Loads `lanes` values of T and converts them to A.
 template <typename A, int lanes, typename T>
