@@ -8,7 +8,7 @@
     python eval.py model.pt --data FOLDER --tta flip --json figures.json
     python eval.py runs/resnet18-part_B_final-1 --worst 4        crowd counting: MAE, MSE and density maps
     python eval.py runs/resnet20-digits-1 --images a.jpg FOLDER  what it says of your own images, of any size
-    python eval.py --weights cifar10 --data FOLDER               trained weights that come with the package, if any do
+    python eval.py --weights cifar10 --data FOLDER               trained weights that come with the package
     torchrun --nproc-per-node 2 eval.py runs/resnet18-1          several processes share the images
 
 A checkpoint contains everything needed: options, classes, normalisation and weights. Recall, precision,

@@ -10,7 +10,7 @@
     python visualize.py --layer layer3 --what gradcam --image 7 --class cat
     python visualize.py --augment --image 7                     an image as training draws it
     python visualize.py --image cat.jpg                         what it predicts: classes, or a crowd's density
-    python visualize.py --weights cifar10 --image cat.jpg       of trained weights that come with the package, if any do
+    python visualize.py --weights cifar10 --image cat.jpg       of trained weights that come with the package
     python visualize.py --list-layers           the names that --layer takes, output shapes, receptive fields
     python visualize.py --curves runs/resnet18-digits-1 runs/resnet18-plain-digits-1
     python visualize.py --curves runs/tiny-* --over dropout     the last figures over an option of the runs
