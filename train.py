@@ -150,7 +150,7 @@ def train(job: Job, folder: Path, overwrite: bool, saved_at: Path | None, pace: 
     from resnet_min.training import checkpoint, transfer
     from resnet_min.training.cuda_graph import Recorder
     from resnet_min.training.loop import Diverged, Progress, train_one_epoch
-    from resnet_min.training.optimizer import AVERAGED, learning_rate, make_average, make_optimizer
+    from resnet_min.training.optimizer import learning_rate, make_optimizer
     from resnet_min.viz import figures
 
     # A new run, or the one that goes on
@@ -158,8 +158,6 @@ def train(job: Job, folder: Path, overwrite: bool, saved_at: Path | None, pace: 
     figure, world = config.figure, where.world
     last, curves = folder / "last.pt", folder / "curves.png"
     started = environment(where, config.data)
-    average = make_average(config, net)
-    judged = average.module if average else net
     if saved_at is None:
         optimizer, done, progress = make_optimizer(config, net), 0, Progress.at(None, steps, where.device)
         run = Run.create(folder, overwrite, config, started) if world.first else None
@@ -172,7 +170,7 @@ def train(job: Job, folder: Path, overwrite: bool, saved_at: Path | None, pace: 
             )
         transfer.freeze(net, config, done + (progress.taken > 0))
         optimizer = make_optimizer(config, net)
-        checkpoint.restore(saved, net, optimizer, saved_at, average and judged)
+        checkpoint.restore(saved, net, optimizer, saved_at)
         print(*say_processes(starts(folder), world.size), sep="\n", end="")
         run = Run.reopen(folder, config, started, done, done * steps) if world.first else None
     print(f"run: {folder}")
@@ -184,7 +182,7 @@ def train(job: Job, folder: Path, overwrite: bool, saved_at: Path | None, pace: 
             checkpoint.save(folder / "best.pt", saved)
 
     def content(*at: Any) -> dict[str, Any]:
-        return checkpoint.snapshot(net, optimizer, config, job.dataset.classes, *at, average=average and judged)
+        return checkpoint.snapshot(net, optimizer, config, job.dataset.classes, *at)
 
     def keep_within_epoch() -> None:
         at = (epoch - 1, first + progress.taken, progress.saved())
@@ -192,8 +190,6 @@ def train(job: Job, folder: Path, overwrite: bool, saved_at: Path | None, pace: 
             checkpoint.save(last, content(*at))
 
     def between_steps(bar: Any) -> None:
-        if average and (first + progress.taken) % AVERAGED == 0:
-            average.update_parameters(net)
         watch.after_step(bar, progress)
         pace.ask(keep_within_epoch)
 
@@ -230,8 +226,6 @@ def train(job: Job, folder: Path, overwrite: bool, saved_at: Path | None, pace: 
             raise UserError(f"epoch {epoch}: {error}; {kept}; try a lower --lr") from None
 
         world.settle(net)
-        if average:
-            world.settle(judged)
         seconds = progress.seconds
         row = {"epoch": epoch, "step": first + steps, "lr": rates[-1]}
         row |= {"train_loss": losses.double().mean().item(), f"train_{figure.key}": trained}
@@ -239,7 +233,7 @@ def train(job: Job, folder: Path, overwrite: bool, saved_at: Path | None, pace: 
         for name, batches in job.held_out.items():
             if epoch == config.epochs or (name == job.watched and epoch % config.val_every == 0):
                 images = pace.asked(with_bar(batches, where), keep_within_epoch)
-                row |= {f"{name}_{key}": value for key, value in task.judge(judged, images, where).items()}
+                row |= {f"{name}_{key}": value for key, value in task.judge(net, images, where).items()}
                 looking = perf_counter() - began
         if not world.first:
             continue

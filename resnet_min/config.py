@@ -82,11 +82,6 @@ class Config:
     nesterov: bool = option(False, "Nesterov momentum (sgd only)")
     wd: float = option(1e-4, "weight decay", "--weight-decay", type=float)
     wd_norms: bool = option(True, "decay batch norms and biases too, not the weights of convolutions and fc alone")
-    bn_bias_lr: float = option(1.0, "learning rate of batch norms' biases, as a multiple of --lr", type=float)
-    average: float = option(
-        0.0, "evaluate and keep an average of the weights: after every fifth step this share of it, and for the rest "
-        "the present ones; 0 for none", type=float,
-    )  # fmt: skip
     schedule: str = option(
         "step", "constant; step: times --gamma at --milestones; cosine; onecycle: linear warm-up, then linear decay",
         choices=("constant", "step", "cosine", "onecycle"),
@@ -138,15 +133,13 @@ class Config:
         self.check_at_most(1_000_000, "epochs")
         self.check_at_least(1, "epochs", "batch_size", "limit", "freeze_epochs", "val_every")
         self.check_at_least(0, "val_size", "momentum", "wd", "freeze_children")
-        self.check_shares("flip", "warmup", "scale", "train_share", "average")
-        if self.average == 1:
-            raise UserError("--average 1 takes in nothing of what is trained: it must be below 1")
+        self.check_shares("flip", "warmup", "scale", "train_share")
         for name in ("mean", "std"):
             if getattr(self, name) is not None and len(getattr(self, name)) != 3:
                 raise UserError(f"{flag(name)} needs 3 numbers, red, green and blue; got {len(getattr(self, name))}")
         if self.std is not None and min(self.std) <= 0:
             raise UserError(f"--std must be positive; got {' '.join(map(str, self.std))}")
-        for name in ("lr", "bn_bias_lr", "freeze_lr", "save_every", "t_max", "scale", "train_share"):
+        for name in ("lr", "freeze_lr", "save_every", "t_max", "scale", "train_share"):
             if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"{flag(name)} must be positive; got {getattr(self, name)}")
         if self.freeze != "none" and self.freeze_children:

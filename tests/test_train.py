@@ -10,15 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import TINY, assert_same_run, rows
-from torch.optim.swa_utils import AveragedModel
 
 import train
 from resnet_min.errors import UserError, run_script
 from resnet_min.model import resnet
 from resnet_min.recipes import RECIPES
 from resnet_min.runs import job
-from resnet_min.tasks import read_config, trained
-from resnet_min.training import checkpoint, hardware, loop
+from resnet_min.tasks import read_config
+from resnet_min.training import checkpoint, loop
 
 evaluate = importlib.import_module("eval")
 ROOT = Path(__file__).parent.parent
@@ -85,8 +84,7 @@ def test_a_scaled_recipe(folder, capsys):
         (),
         ("--val-size", 6, "--schedule", "cosine"),
         ("--amp", "bf16"),
-        ("--average", 0.7, "--val-size", 6),
-        ("--no-wd-norms", "--bn-bias-lr", 4, "--flip-alternately", "--grow", 8, 12),  # within the part of 12 pixels
+        ("--no-wd-norms", "--grow", 8, 12),  # within the part of 12 pixels
         ("--freeze", "first-last", "--freeze-epochs", 1),  # resumed within the second phase
         ("--freeze", "first-last", "--freeze-epochs", 2, "--freeze-lr", 0.2, "--freeze-bn"),  # and where it begins
     ],
@@ -112,26 +110,6 @@ def test_resume_is_bit_exact(folder, monkeypatch, flags):
     torch.randn(7)  # whatever the new process has drawn before
     train.main(["--resume", "parts"])
     assert_same_run("whole", "parts")
-
-
-def test_what_is_judged_and_kept_is_the_average(folder, monkeypatch):
-    """Its steps are those of a run without, and its batch norms fit its weights."""
-    run(folder, "--epochs", 2, "--out", "without", "--val-size", 6)
-    updates, update = [], AveragedModel.update_parameters
-    monkeypatch.setattr(AveragedModel, "update_parameters", lambda *args: (updates.append(1), update(*args)))
-    run(folder, "--epochs", 2, "--out", "with", "--average", 0.7, "--val-size", 6)
-    assert len(updates) == 1 + rows("with")[-1]["step"] // 5  # the first one copies
-    assert Path("with/steps.jsonl").read_text() == Path("without/steps.jsonl").read_text()
-    plain, averaged = checkpoint.load("without"), checkpoint.load("with")
-    assert all(tensor.equal(plain["model"][name]) for name, tensor in averaged["trained"].items())
-    assert "trained" not in plain
-    still = {name for name, tensor in averaged["model"].items() if tensor.equal(plain["model"][name])}
-    assert all(name.endswith("num_batches_tracked") for name in still)
-    found = trained.load("with")
-    where = hardware.hardware("cpu", "off")
-    batches = found.task.batches(found.task.load().splits["test"], where, batch_size=12)
-    for key, value in found.task.judge(found.net, batches.ordered(), where).items():
-        assert value == pytest.approx(rows("with")[-1][f"test_{key}"], rel=1e-5)
 
 
 def test_the_second_phase_trains_everything(folder):
@@ -228,9 +206,6 @@ def test_dry_run_says_what_would_happen_and_leaves_nothing(folder, capsys):
         (["--data", "nowhere"], "nowhere"),
         (["--lr", "nan"], "--lr is a finite number; got nan"),
         (["--lr", "0"], "--lr must be positive"),
-        (["--average", "2"], "--average must be between 0 and 1; got 2"),
-        (["--bn-bias-lr", "0"], "--bn-bias-lr must be positive"),
-        (["--flip-alternately", "--flip", "0"], "flips half of the images in every epoch: leave --flip at 0.5; got 0"),
         (["--grow", "0", "16"], "--grow must be from 1 to 4,096 pixels; got 0 16"),
         (["--grow", "16", "--cuda-graph"], "--cuda-graph records steps of one size of images: leave out --grow"),
         (["--milestones", "8", "4"], "must be positive and increasing"),

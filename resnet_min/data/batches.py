@@ -52,21 +52,15 @@ def share(n: int, part: tuple[int, int]) -> slice:
     return slice(-(-n * number // parts), -(-n * (number + 1) // parts))
 
 
-def draw(
-    n: int, *, epoch: int, seed: int, padding: int, flip: float, flip_alternately: bool = False, rotation: float = 0.0
-) -> Draws:
+def draw(n: int, *, epoch: int, seed: int, padding: int, flip: float, rotation: float = 0.0) -> Draws:
     """The draws of one training epoch over `n` images; `flip` is a probability, `rotation` the largest angle.
 
-    flip_alternately: about half of the images, drawn from `seed`, are flipped in even epochs, the others in odd ones
-    (Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024); `flip` says nothing then.
     The order does not depend on the rest, so runs with and without augmentation see the same one.
     """
     rng = generator(seed, epoch)
     index = rng.permutation(n)
     offset = rng.integers(0, 2 * padding, (n, 2), endpoint=True)
     flips = rng.random(n) < flip
-    if flip_alternately:
-        flips = (generator(seed, 0).random(n) < 0.5)[index] ^ (epoch % 2 == 1)
     angle = rng.uniform(-rotation, rotation, n)
     return Draws(*map(torch.from_numpy, (index, offset, flips, angle)))
 
@@ -123,7 +117,6 @@ class Batches:
         dtype: torch.dtype = torch.float32,
         padding: int = 0,
         flip: float = 0.0,
-        flip_alternately: bool = False,
         resize: int | None = None,
         rotation: float = 0.0,
         grow: tuple[int, ...] = (),
@@ -136,9 +129,7 @@ class Batches:
         # Resized and turned in float32, and then rounded once.
         self.table = make_table(mean, std, torch.float32 if resize or rotation or grow else dtype).to(device)
         self.batch_size, self.seed, self.part = batch_size, seed, part
-        self.drawn: dict[str, Any] = dict(
-            seed=seed, padding=padding, flip=flip, flip_alternately=flip_alternately, rotation=rotation
-        )
+        self.drawn: dict[str, Any] = dict(seed=seed, padding=padding, flip=flip, rotation=rotation)
         self.size = (resize, resize) if resize else tuple(self.images.shape[1:3])
 
     def __len__(self) -> int:

@@ -12,10 +12,6 @@ One that was saved within an epoch also has what its steps gave so far (`loop.Pr
 
     progress   losses [steps taken], figures: their sum over the images seen, seen, seconds
 
-Where the weights are averaged, `model` is the average, and what training goes on from is beside it:
-
-    trained    state_dict
-
 What is read may be damaged, or a stranger's: validate.py says what is refused, and how large anything may be.
 """
 
@@ -50,11 +46,9 @@ def snapshot(
     epoch: int,
     step: int,
     progress: dict[str, Any] | None = None,
-    average: nn.Module | None = None,
 ) -> dict[str, Any]:
     """The checkpoint of a run that has completed `epoch` epochs and `step` steps. `config` carries mean and std.
 
-    average: the network with averaged weights, where there is one.
     progress: where it is within an epoch, what that has given so far (`loop.Progress.saved`).
     """
     rng = {"cpu": torch.get_rng_state()}
@@ -64,9 +58,9 @@ def snapshot(
     for group in state["param_groups"]:
         group["lr"] = float(group["lr"])  # under a CUDA graph it is a tensor
     return {
-        "model": (average or model).state_dict(),
+        "model": model.state_dict(),
         "optimizer": state,
-        "schedule": {"lr": state["param_groups"][0]["lr"] / state["param_groups"][0].get("times", 1)},
+        "schedule": {"lr": state["param_groups"][0]["lr"]},
         "epoch": epoch,
         "step": step,
         "rng": rng,
@@ -80,7 +74,6 @@ def snapshot(
             "numpy": np.__version__,
             "resnet_min": __version__,
         },
-        **({} if average is None else {"trained": model.state_dict()}),
         **({} if progress is None else {"progress": progress}),
     }
 
@@ -90,15 +83,11 @@ def restore(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     path: str | Path,
-    average: nn.Module | None = None,
 ) -> None:
-    """Put weights, their average, optimizer and random generators back to where a checkpoint was written.
+    """Put weights, optimizer and random generators back to where a checkpoint was written.
 
     Of the optimizer it is the state alone, since its options are the config's. Raises UserError for what does not fit.
     """
-    if average is not None:
-        load_weights(average, checkpoint, path)
-        checkpoint = {**checkpoint, "model": checkpoint.get("trained", {})}
     load_weights(model, checkpoint, path)
     state = checkpoint["optimizer"]["state"]
     if not is_state_of(optimizer, state):

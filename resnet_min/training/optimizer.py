@@ -7,19 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..config import Config
 
-AVERAGED = 5  # every how many steps the average of the weights takes in the present ones
-
 
 def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
-    """SGD (Nesterov's or not), Adam or AdamW over the parameters that train.
-
-    They are in one group, or where options treat some otherwise in one for each treatment; `times` of a group is the
-    multiple of the learning rate that it takes.
-    """
+    """SGD (Nesterov's or not), Adam or AdamW over the parameters that train."""
     parameters = _groups(config, model)
     if config.optimizer == "sgd":
         return torch.optim.SGD(
@@ -30,39 +23,22 @@ def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def _groups(config: Config, model: nn.Module) -> list[dict[str, Any]]:
-    """The parameters that train, with their weight decay and multiple of the learning rate; in the order of `model`."""
-    groups: dict[tuple[float, float], dict[str, Any]] = {}
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            bn_bias = name == "bias" and not isinstance(module, (nn.Conv2d, nn.Linear))
+    """The parameters that train, with their weight decay: all in one group, or norms and biases in one without."""
+    groups: dict[float, dict[str, Any]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
             wd = config.wd if config.wd_norms or parameter.dim() > 1 else 0.0
-            times = config.bn_bias_lr if bn_bias else 1.0
-            if parameter.requires_grad:
-                group = groups.setdefault((wd, times), {"params": [], "weight_decay": wd, "times": times})
-                group["params"].append(parameter)
+            groups.setdefault(wd, {"params": [], "weight_decay": wd})["params"].append(parameter)
     return list(groups.values())
-
-
-def make_average(config: Config, model: nn.Module) -> AveragedModel | None:
-    """The average that `average` asks for, of weights and batch norm statistics alike, begun with those of `model`.
-
-    An exponential one, as torch.optim.swa_utils has it: `average.module` is the network. None where it is 0.
-    """
-    if not config.average:
-        return None
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.average), use_buffers=True)
-    average.update_parameters(model)  # which copies, the first time
-    return average
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Set the learning rate; where it is a tensor, in place."""
     for group in optimizer.param_groups:
-        of_group = rate * group.get("times", 1.0)
         if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(of_group)
+            group["lr"].fill_(rate)
         else:
-            group["lr"] = of_group
+            group["lr"] = rate
 
 
 def learning_rate(config: Config, step: int, steps_per_epoch: int) -> float:

@@ -235,7 +235,7 @@ FORM = {
     "std": COLOURS,
     "versions": Kind(lambda value: is_by_name(value, lambda part: isinstance(part, str)), "texts by name"),
 }
-OPTIONAL = {"progress": Kind(is_progress, "losses, figures, seen, seconds"), "trained": FORM["model"]}
+OPTIONAL = {"progress": Kind(is_progress, "losses, figures, seen, seconds")}
 
 
 def check_form(content: dict[str, Any], path: str | Path) -> None:

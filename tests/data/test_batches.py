@@ -73,20 +73,6 @@ def test_draws_are_uniform_and_independent(padding, flip):
     assert steps == pytest.approx(1 / 3, abs=0.01)
 
 
-def test_alternating_flips_show_every_image_both_ways_in_two_epochs():
-    def flipped(epoch, seed=1):
-        draws = draw(1000, epoch=epoch, seed=seed, padding=4, flip=0.5, flip_alternately=True)
-        same_order = draw(1000, epoch=epoch, seed=seed, padding=4, flip=0.5)
-        assert draws.index.equal(same_order.index) and draws.offset.equal(same_order.offset)
-        return draws.flip[draws.index.argsort()]  # of image 0, 1, …
-
-    first = flipped(1)
-    for epoch in range(2, 6):
-        assert flipped(epoch).equal(first if epoch % 2 else ~first)
-    assert 400 < first.sum() < 600 and 400 < (first == flipped(1, seed=2)).sum() < 600
-    assert 400 < (first == draw(1000, epoch=1, seed=1, padding=4, flip=0.5).flip).sum() < 600
-
-
 @pytest.mark.parametrize(("n", "parts"), [(0, 3), (1, 2), (5, 2), (7, 3), (9, 3)])
 def test_shares_are_of_about_equal_size_and_together_all(n, parts):
     shares = [list(range(n))[share(n, (number, parts))] for number in range(parts)]

@@ -67,12 +67,12 @@ def test_options_of_images_reach_the_data_and_the_net():
 
 def test_batches_are_augmented_to_train_on_and_as_they_are_to_evaluate():
     config = ClassifyConfig(
-        padding=2, flip_alternately=True, rotation=30.0, resize=24, grow=(16,), epochs=6, batch_size=5,
+        padding=2, rotation=30.0, resize=24, grow=(16,), epochs=6, batch_size=5,
         mean=(0.5,) * 3, std=(0.2,) * 3,
     )  # fmt: skip
     split = Split(torch.zeros(9, 16, 16, 3, dtype=torch.uint8), torch.zeros(9, dtype=torch.int64))
-    drawn = {"seed": 0, "padding": 2, "flip": 0.5, "flip_alternately": True, "rotation": 30}
-    undrawn = {"seed": 0, "padding": 0, "flip": 0, "flip_alternately": False, "rotation": 0}
+    drawn = {"seed": 0, "padding": 2, "flip": 0.5, "rotation": 30}
+    undrawn = {"seed": 0, "padding": 0, "flip": 0, "rotation": 0}
     for batch_size, wanted in ((None, (5, drawn, (16, 24), 6)), (6, (6, undrawn, (24,), 1))):
         made = config.make_task().batches(split, cpu(), batch_size)
         assert (made.batch_size, made.drawn, made.resizes, made.epochs) == wanted and made.size == (24, 24)

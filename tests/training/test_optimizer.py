@@ -4,7 +4,7 @@ import torch
 from resnet_min.config import Config
 from resnet_min.model import resnet20
 from resnet_min.training import transfer
-from resnet_min.training.optimizer import learning_rate, make_average, make_optimizer, set_rate
+from resnet_min.training.optimizer import learning_rate, make_optimizer, set_rate
 
 STEPS, EPOCHS = 7, 12  # steps an epoch, epochs
 
@@ -67,47 +67,28 @@ def test_the_schedule_counts_from_the_second_phase(options):
     assert rates == [0.3] * 4 * STEPS + [learning_rate(second, step, STEPS) for step in range(5 * STEPS)]
 
 
-def treated(config, net):
-    """Parameter -> (weight decay, rate at a rate of 2), in the optimizer's order."""
+def decays(config, net):
+    """Parameter -> weight decay, in the optimizer's order, and the number of groups; at a rate of 2 all have it."""
     optimizer, names = make_optimizer(config, net), {p: name for name, p in net.named_parameters()}
     set_rate(optimizer, 2.0)
     groups = optimizer.param_groups
-    return {names[p]: (group["weight_decay"], group["lr"]) for group in groups for p in group["params"]}, len(groups)
+    assert all(group["lr"] == 2.0 for group in groups)
+    return {names[p]: group["weight_decay"] for group in groups for p in group["params"]}, len(groups)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
-def test_decay_and_rate_of_norms_and_biases(name):
+def test_decay_of_norms_and_biases(name):
     net, config = resnet20(), Config(optimizer=name, wd=0.01)
-    everything = {name: (0.01, 2.0) for name, _ in net.named_parameters()}
-    found, groups = treated(config, net)
+    everything = {name: 0.01 for name, _ in net.named_parameters()}
+    found, groups = decays(config, net)
     assert found == everything and list(found) == list(everything) and groups == 1
-    found, groups = treated(Config(optimizer=name, wd=0.01, wd_norms=False, bn_bias_lr=8), net)
-    assert groups == 3 and found == {
-        name: (
-            0.01 if name in ("conv1.weight", "fc.weight") or ".conv" in name else 0.0,
-            16.0 if "bn" in name and name.endswith("bias") else 2.0,
-        )
-        for name in everything
-    }
-    assert treated(Config(optimizer=name, wd=0.01, bn_bias_lr=8), net)[1] == 2
+    found, groups = decays(Config(optimizer=name, wd=0.01, wd_norms=False), net)
+    weights = [name for name in everything if name in ("conv1.weight", "fc.weight") or ".conv" in name]
+    assert groups == 2 and found == {name: 0.01 if name in weights else 0.0 for name in everything}
 
 
 def test_frozen_parameters_are_in_no_group():
     net = resnet20()
-    config = Config(arch="resnet20", freeze="first-last", wd_norms=False, bn_bias_lr=8)
+    config = Config(arch="resnet20", freeze="first-last", wd_norms=False)
     transfer.freeze(net, config, epoch=1)
-    assert treated(config, net) == ({"conv1.weight": (1e-4, 2.0), "fc.weight": (1e-4, 2.0), "fc.bias": (0.0, 2.0)}, 2)
-
-
-def test_the_average_is_of_weights_and_statistics():
-    net = torch.nn.BatchNorm2d(4).eval()
-    assert make_average(Config(), net) is None
-    average, wanted = make_average(Config(average=0.75), net), {n: t.clone() for n, t in net.state_dict().items()}
-    for step in range(3):
-        for tensor in (net.weight.data, net.running_mean, net.running_var):
-            tensor.add_(torch.arange(4) + step)
-        average.update_parameters(net)
-        for name in ("weight", "running_mean", "running_var"):
-            wanted[name] = 0.75 * wanted[name] + 0.25 * net.state_dict()[name]
-            torch.testing.assert_close(average.module.state_dict()[name], wanted[name])
-    assert not average.module.training
+    assert decays(config, net) == ({"conv1.weight": 1e-4, "fc.weight": 1e-4, "fc.bias": 0.0}, 2)

@@ -43,10 +43,6 @@ class ClassifyConfig(TaskConfig):
         "part of the epochs", type=int,
     )  # fmt: skip
     rotation: float = option(0.0, "then rotate each image by a random angle of up to this many degrees", type=float)
-    flip_alternately: bool = option(
-        False, "flip one half of the images in odd epochs and the other in even ones, so that two epochs show each "
-        "image both ways"
-    )  # fmt: skip
     label_smoothing: float = option(0.0, "label smoothing, 0 to 1", type=float)
 
     def __post_init__(self) -> None:
@@ -55,10 +51,6 @@ class ClassifyConfig(TaskConfig):
         self.check_at_least(0, "padding")
         self.check_at_most(MOST_PIXELS, "image_size", "resize", "padding")
         self.check_shares("dropout", "label_smoothing")
-        if self.flip_alternately and self.flip != 0.5:
-            raise UserError(
-                f"--flip-alternately flips half of the images in every epoch: leave --flip at 0.5; got {self.flip:g}"
-            )
         if self.grow and not (1 <= min(self.grow) and max(self.grow) <= MOST_PIXELS):
             raise UserError(f"--grow must be from 1 to {MOST_PIXELS:,} pixels; got {shown(self.grow)}")
         if self.grow and self.cuda_graph:

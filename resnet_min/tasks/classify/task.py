@@ -63,8 +63,7 @@ class Classify(Task):
                 "batch norm while the images --grow: choose another size"
             )
         drawn = {} if batch_size else dict(
-            padding=config.padding, flip=config.flip, flip_alternately=config.flip_alternately,
-            rotation=config.rotation, grow=config.grow, epochs=config.epochs,
+            padding=config.padding, flip=config.flip, rotation=config.rotation, grow=config.grow, epochs=config.epochs,
         )  # fmt: skip
         return Batches(
             split, batch_size=batch_size or config.batch_size, mean=config.mean, std=config.std, resize=config.resize,
