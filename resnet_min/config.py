@@ -81,7 +81,6 @@ class Config:
     momentum: float = option(0.9, "momentum of sgd", type=float)
     nesterov: bool = option(False, "Nesterov momentum (sgd only)")
     wd: float = option(1e-4, "weight decay", "--weight-decay", type=float)
-    wd_norms: bool = option(True, "decay batch norms and biases too, not the weights of convolutions and fc alone")
     schedule: str = option(
         "step", "constant; step: times --gamma at --milestones; cosine; onecycle: linear warm-up, then linear decay",
         choices=("constant", "step", "cosine", "onecycle"),

@@ -84,7 +84,7 @@ def test_a_scaled_recipe(folder, capsys):
         (),
         ("--val-size", 6, "--schedule", "cosine"),
         ("--amp", "bf16"),
-        ("--no-wd-norms", "--grow", 8, 12),  # within the part of 12 pixels
+        ("--grow", 8, 12),  # within the part of 12 pixels
         ("--freeze", "first-last", "--freeze-epochs", 1),  # resumed within the second phase
         ("--freeze", "first-last", "--freeze-epochs", 2, "--freeze-lr", 0.2, "--freeze-bn"),  # and where it begins
     ],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,23 +12,13 @@ from ..config import Config
 
 def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     """SGD (Nesterov's or not), Adam or AdamW over the parameters that train."""
-    parameters = _groups(config, model)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if config.optimizer == "sgd":
         return torch.optim.SGD(
             parameters, config.lr, config.momentum, weight_decay=config.wd, nesterov=config.nesterov, fused=True
         )
     kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
     return kind(parameters, config.lr, weight_decay=config.wd, fused=True, capturable=config.cuda_graph)
-
-
-def _groups(config: Config, model: nn.Module) -> list[dict[str, Any]]:
-    """The parameters that train, with their weight decay: all in one group, or norms and biases in one without."""
-    groups: dict[float, dict[str, Any]] = {}
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            wd = config.wd if config.wd_norms or parameter.dim() > 1 else 0.0
-            groups.setdefault(wd, {"params": [], "weight_decay": wd})["params"].append(parameter)
-    return list(groups.values())
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
