@@ -81,11 +81,11 @@ def _ours() -> dict[str, Recipe]:
         recipes[f"ours-{arch}-plain"] = Recipe(dict(settings, plain=True), source, note=argument)
     base = dict(
         CIFAR, **SGD, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616), arch="resnet20", lr=0.2,
-        nesterov=True, wd=5e-4, schedule="onecycle", epochs=20, val_every=20,
+        nesterov=True, wd=5e-4, schedule="onecycle", epochs=17, val_every=17,
     )  # fmt: skip
     fast = dict(
         base, arch="resnet18", blocks=(1, 1, 1, 1), widths=(32, 64, 128, 256), padding=2, label_smoothing=0.1,
-        grow=(20,), epochs=24, val_every=24,
+        grow=(20,), epochs=20, val_every=20,
     )  # fmt: skip
     note = "about ten minutes on two cores of a Xeon with AMX; its parts by a validation split, tested once at the end"
     recipes["fast-cpu"] = Recipe(fast, source, note=f"{note}; {UNDER}")
