@@ -87,7 +87,7 @@ def _ours() -> dict[str, Recipe]:
         base, arch="resnet18", blocks=(1, 1, 1, 1), widths=(32, 64, 128, 256), padding=2, label_smoothing=0.1,
         grow=(20,), epochs=22, val_every=22,
     )  # fmt: skip
-    note = "about ten minutes on two cores of a Xeon with AMX; its parts by a validation split, tested once at the end"
+    note = "about ten minutes on two cores of a Xeon with AMX; its parts by a validation split, its epochs by the clock"
     recipes["fast-cpu"] = Recipe(fast, source, note=f"{note}; {UNDER}")
     recipes["fast-cpu-base"] = Recipe(base, source, note=f"the same ten minutes, resnet20 without the parts; {UNDER}")
     return recipes

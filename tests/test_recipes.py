@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from resnet_min.recipes import RECIPES, describe, extent, recipe, scaled
 from resnet_min.runs.records import about, recipe_of
 from resnet_min.tasks import make_config
 from resnet_min.training.optimizer import learning_rate
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_every_recipe_is_a_config_with_a_source():
@@ -162,3 +165,26 @@ def test_a_run_is_known_as_its_recipe():
     assert facts["recipe"] == "nctu-resnet18" and facts["epochs"] == "3 of 8" and facts["here"].endswith("91.00%")
     assert facts["source"] == recipe("nctu-resnet18").source and "91" in facts["published"]
     assert facts["training images"] == "at most 50"
+
+
+def test_the_gains_that_chose_the_parts_of_fast_cpu_are_those_of_their_runs():
+    """In BENCHMARKS.md: the mean of the six runs that have a part, less that of the six without."""
+    runs = json.loads(Path(ROOT, "results/fast-cpu-parts.json").read_text())["runs"]
+    section = Path(ROOT, "BENCHMARKS.md").read_text(encoding="utf-8").partition("## Ten minutes of training")[2]
+    rows = re.findall(r"^\| (.+) \| ([+−]\d\.\d\d) \|$", section.partition("\n## ")[0], re.M)
+    assert len(rows) == 11
+    for part, gain in rows:
+        words = re.match(r"`([^`]+)`", part)
+
+        def has(run, part=part, words=words):
+            if words:
+                return f"{words[1]} " in run["flags"] + " "
+            if part.startswith("a rate of 0.4"):  # of a batch of 128
+                rate, batch = (float(re.search(rf"{flag} (\S+)", run["flags"])[1]) for flag in ("--lr", "--batch-size"))
+                return rate * 128 / batch > 0.3
+            return bool(run["cutout" if part.startswith("cutout") else "nothing"])
+
+        with_it = [run["val_accuracy"] for run in runs if has(run)]
+        without = [run["val_accuracy"] for run in runs if not has(run)]
+        assert len(with_it) == len(without) == 6, part
+        assert sum(with_it) / 6 - sum(without) / 6 == pytest.approx(float(gain.replace("−", "-")), abs=0.0051), part

@@ -67,9 +67,8 @@ def test_options_of_images_reach_the_data_and_the_net():
 
 def test_batches_are_augmented_to_train_on_and_as_they_are_to_evaluate():
     config = ClassifyConfig(
-        padding=2, rotation=30.0, resize=24, grow=(16,), epochs=6, batch_size=5,
-        mean=(0.5,) * 3, std=(0.2,) * 3,
-    )  # fmt: skip
+        padding=2, rotation=30.0, resize=24, grow=(16,), epochs=6, batch_size=5, mean=(0.5,) * 3, std=(0.2,) * 3
+    )
     split = Split(torch.zeros(9, 16, 16, 3, dtype=torch.uint8), torch.zeros(9, dtype=torch.int64))
     drawn = {"seed": 0, "padding": 2, "flip": 0.5, "rotation": 30}
     undrawn = {"seed": 0, "padding": 0, "flip": 0, "rotation": 0}
