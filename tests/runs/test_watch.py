@@ -18,20 +18,23 @@ from resnet_min.training.loop import Progress
 @pytest.mark.parametrize(
     ("seconds", "said"),
     [(0, "0 s"), (59.4, "59 s"), (61, "1 min"), (95, "2 min"), (3600, "60 min"), (7200, "2.0 hours"),
-     (68400, "19 hours"), (3 * 86400, "3.0 days"), (40 * 86400, "40 days")],
+     (34200, "9.5 hours"), (68400, "19 hours"), (3 * 86400, "3.0 days"), (40 * 86400, "40 days")],
 )  # fmt: skip
 def test_a_duration_in_words(seconds, said):
     assert watch.duration(seconds) == said
 
 
-def job(**options):
-    where = SimpleNamespace(device=torch.device("cpu"))
+def job(device="cpu", **options):
+    where = SimpleNamespace(device=torch.device(device))
     return SimpleNamespace(config=ClassifyConfig(**options), where=where, steps=10)
 
 
 def test_the_time_left_is_of_the_whole_run_with_its_evaluations():
     watching, said, written = watch.Watch(job(epochs=6, val_every=2), done=0), [], []
-    bar = SimpleNamespace(set_postfix_str=lambda text, refresh: said.append(text), write=written.append)
+    bar = SimpleNamespace(
+        set_postfix_str=lambda text, refresh: said.append(f"{text}, drawn at once" if refresh else text),
+        write=written.append,
+    )
     progress = Progress(
         torch.full((10,), 2.0), torch.tensor(150.0), taken=4, seen=torch.tensor(4), seconds=watch.TELLING - 2
     )
@@ -51,12 +54,21 @@ def test_the_time_left_where_only_the_evaluation_was_left_of_an_epoch():
     assert watch.Watch(job(epochs=3), done=0).finished(1, 200.0, None) == "  7 min left"  # no step was seen
 
 
+def test_a_gpu_is_asked_for_values_at_every_fiftieth_step_alone():
+    watching, said = watch.Watch(job("cuda", epochs=1), done=0), []
+    bar = SimpleNamespace(set_postfix_str=lambda text, refresh: said.append(text))
+    for taken in range(1, 101):
+        watching.after_step(bar, Progress(torch.ones(100), torch.tensor(1.0), taken, seen=taken, seconds=1.0))
+        assert len(said) == taken // 50
+
+
 def test_a_dry_run_says_how_long_and_leaves_nothing(folder, capsys, monkeypatch):
     speeds = iter([100.0, 10.0])
     monkeypatch.setattr(watch.budget, "_speed", lambda take, most: next(speeds))
     train.main([*TINY, "--data", folder, "--epochs", "50", "--val-every", "5", "--dry-run"])
     *_, last = capsys.readouterr().out.splitlines()
-    assert last.startswith("it would take about ") and "100 images/s in training, 10 in evaluation" in last
+    # 50 epochs of 34 images, and ten looks at 12
+    assert last == "it would take about 29 s here: 100 images/s in training, 10 in evaluation"
     assert not Path("runs").exists()
 
 
@@ -70,10 +82,21 @@ def test_main_returns_the_run_and_tensorboard_has_it(folder, capsys):
     read.Reload()
     tags = read.Tags()
     assert {"loss/train", "loss/test", "accuracy/test", "step/loss", "step/lr"} <= set(tags["scalars"])
+    assert not {"epoch", "step", "lr"} & set(tags["scalars"])
+    assert [event.step for event in read.Scalars("loss/train")][:2] == [row["step"] for row in run.rows]
     assert tags["images"] == ["curves"]
     scalars = [event.value for event in read.Scalars("loss/train")]
     assert scalars == pytest.approx([row["train_loss"] for row in run.rows] + scalars[2:])
     assert len(scalars) == 3 and len(read.Scalars("step/loss")) == run.rows[0]["step"] * 3
+
+
+def test_tensorboard_sees_an_epoch_as_it_ends(tmp_path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    board = watch.TensorBoard(tmp_path, 0)
+    board.log({"epoch": 1, "step": 3, "lr": 0.1, "train_loss": 2.0}, [{"step": 3, "lr": 0.1, "loss": 2.5}])
+    read = events.EventAccumulator(str(tmp_path / "tensorboard"))
+    read.Reload()
+    assert [(event.step, event.value) for event in read.Scalars("loss/train")] == [(3, 2.0)]
 
 
 def test_tensorboard_is_an_extra(folder, monkeypatch):

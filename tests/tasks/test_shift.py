@@ -43,6 +43,35 @@ def test_every_corruption_grows_with_its_severity_and_is_the_same_every_time():
         list(shift.variants(split, "noise,fog", 10))
 
 
+def corrupted(image, name):
+    """An image [H, W, 3], by severity: what `variants` makes of it."""
+    split = Split(image[None], torch.zeros(1, dtype=torch.int64))
+    return [some.images[0].float() for _, _, some in shift.variants(split, name, 10)]
+
+
+def test_noise_has_the_deviation_that_its_level_says():
+    made = corrupted(torch.full((128, 128, 3), 128, dtype=torch.uint8), "noise")
+    for image, level in zip(made, shift.CORRUPTIONS["noise"][1], strict=True):
+        assert (image / 255).std().item() == pytest.approx(level, rel=0.03) and abs(image.mean() - 128) < 2
+
+
+def test_pixelated_images_have_that_share_of_pixels_and_these_are_means():
+    ramp = torch.arange(0, 200, 2, dtype=torch.uint8)[None, :, None].expand(100, 100, 3)
+    for image, level in zip(corrupted(ramp, "pixelate"), shift.CORRUPTIONS["pixelate"][1], strict=True):
+        assert len(image[0, :, 0].unique()) == round(level * 100)
+    board = 255 * (torch.arange(60)[:, None] + torch.arange(60)).remainder(2).to(torch.uint8)
+    assert all((image - 127.5).abs().max() < 60 for image in corrupted(board[..., None].expand(60, 60, 3), "pixelate"))
+
+
+def test_the_table_has_the_clean_images_every_severity_and_the_means():
+    rows = [{"corruption": "fog", "accuracy": 10.0 * n, "calibration_error": float(n)} for n in range(5, 0, -1)]
+    assert shift.table(rows, {"accuracy": 90.0, "calibration_error": 2.5}) == [
+        ["corruption", *(f"severity {number}" for number in range(1, 6)), "mean", "mean ECE"],
+        ["none", "", "", "", "", "", "90.00%", "2.50%"],
+        ["fog", "50.00%", "40.00%", "30.00%", "20.00%", "10.00%", "30.00%", "3.00%"],
+    ]
+
+
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """A run whose net says "airplane" of dark images; CIFAR-10.1 and CIFAR-10-C, small."""
@@ -102,6 +131,10 @@ def test_bad_arrays(run):
     refuse("no labels.npy and NAME.npy", "--corrupt", "run")
     refuse("neither a folder nor one of", "--corrupt", "nowhere")
     refuse("needs the files none_data.npy and none_labels.npy; there is no", "--data", "none_data.npy")
+    np.save("C/fog.npy", np.zeros((19, 32, 32, 3), np.uint8))
+    np.save("C/labels.npy", np.zeros(19, int))
+    refuse("fog.npy has 19 images, which are not five severities", "--corrupt", "C")
+    np.save("C/fog.npy", np.zeros((20, 32, 32, 3), np.uint8))
     np.save("C/labels.npy", np.full(20, 10))
     refuse("has the class 10; the network tells 10", "--corrupt", "C")
     np.save("C/labels.npy", np.zeros(19, int))

@@ -74,6 +74,15 @@ def test_a_page_is_whole_by_itself_and_names_are_only_text(tmp_path, count):
     assert headings == ["summary", "results", "what-it-gets-wrong", "more"]
     assert [attributes["href"] for tag, attributes in read.tags if tag == "a"] == [f"#{name}" for name in headings]
     assert (f"Figures: {ODD[:5]}" in said) == (count > 1)  # whose figures they are
+    tags = [tag for tag, _ in read.tags]
+    assert tags.count("caption") == count and tags.count("h3") == (count if count > 1 else 0)
+    assert said.count("x" * 300) == count  # the facts
+    captions = re.findall("<figcaption>(.*?)</figcaption>", text)
+    whose = [
+        f"cat &lt;script&gt;alert(&quot;1&quot;)&lt;/script&gt; &amp; &quot;dog&quot;\\x1b[31m {n}"
+        for n in range(count)
+    ]
+    assert sum(caption.startswith(name) for caption in captions for name in whose) == (3 * count if count > 1 else 0)
 
 
 def test_a_picture_that_no_page_holds(tmp_path):
