@@ -286,7 +286,7 @@ if __name__ == "__main__":
             "filelock",
         ],
         extras_require={
-            "test": ["pytest", "hypothesis"],
+            "test": ["pytest", "pytest-xdist", "hypothesis"],
             "cuda": [CUDA_WHEELS],
             "tensorboard": ["tensorboard"],
             "serving": ["onnx", "onnxscript", "onnxruntime", "openvino", "safetensors"],

@@ -1,5 +1,6 @@
 """Fixtures of all tests: the devices to test on, the same seed, the figures that were drawn."""
 
+import os
 import signal
 from pathlib import Path
 
@@ -16,6 +17,15 @@ DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
 
 # A job in the background ignores Ctrl-C, and so would the processes that tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """The processes of `-n auto`: as many as processors, at most four, which share out their threads."""
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(4, processors)
+    os.environ.setdefault("OMP_NUM_THREADS", str(processors // workers))
+    return workers
 
 
 @pytest.fixture(autouse=True)
