@@ -1,5 +1,6 @@
-// Autograd of the operators that train, on every device. In C++: a Python function costs a small net's step several
-// per cent.
+// Autograd on every device: of the operators that train, in C++ because a Python function costs a small net's step
+// several per cent; the others say that they do not differentiate.
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -110,6 +111,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> bn_add_relu(
 TORCH_LIBRARY_IMPL(resnet_min, Autograd, m) {
   m.impl("bn_add_relu", &bn_add_relu);
   m.impl("conv3x3", &conv3x3);
+  for (const char* op : {"conv_bn_relu", "fused_net", "crop_flip"}) {
+    m.impl(op, torch::autograd::autogradNotImplementedFallback());
+  }
 }
 
 }  // namespace resnet_min

@@ -32,6 +32,12 @@ C10_HOST_DEVICE inline T moved(T running, T batch, T momentum) {
   return (1 - momentum) * running + momentum * batch;
 }
 
+// Of a variance, with eps. As in torch, 0 where it is 0: a constant channel becomes its beta.
+template <typename T>
+C10_HOST_DEVICE inline T inverse_std(T variance) {
+  return variance == 0 ? T(0) : 1 / std::sqrt(variance);
+}
+
 template <typename T>
 struct Normalisation {
   T scale, shift;

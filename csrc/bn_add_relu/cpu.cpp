@@ -105,7 +105,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> bn_add_relu(
   const at::Tensor found = bn_moments(x), figures = at::empty({2, channels}, at::kDouble);
   const double *count = values<double>(found), *means = count + channels, *distances = means + channels;
   double* invstds = std::copy(means, distances, room<double>(figures));
-  for (int64_t c = 0; c < channels; ++c) invstds[c] = 1 / std::sqrt(distances[c] / count[c] + eps);
+  for (int64_t c = 0; c < channels; ++c) invstds[c] = inverse_std(distances[c] / count[c] + eps);
   const auto [mean, invstd] = rounded(figures, gamma);
   if (running) {
     if (gamma.scalar_type() == at::kDouble) {

@@ -28,7 +28,7 @@ RESNET_MIN_TARGET inline Vector<A, lanes> stream(const T* from) {
   return load<A, lanes>(from);
 }
 
-// Rounds to T, to nearest even as torch does; a NaN stays one.
+// Rounds to T, to nearest even as torch does; a NaN stays one. The instruction for it makes zeros of subnormals.
 template <int lanes, typename A, typename T>
 RESNET_MIN_TARGET inline void store(Vector<A, lanes> v, T* to) {
   if constexpr (sizeof(T) < sizeof(A)) {

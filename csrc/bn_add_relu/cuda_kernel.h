@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(kThreads)
   if (share.active && share.depth == 0) {
     const auto [count, batch_mean, distances] = moments[0];
     mean[share.channel] = batch_mean;
-    invstd[share.channel] = 1 / std::sqrt(distances / count + eps);
+    invstd[share.channel] = inverse_std(distances / count + eps);
     if (running.mean) {
       A *of_mean = running.mean + share.channel, *of_variance = running.variance + share.channel;
       *of_mean = moved(*of_mean, batch_mean, running.momentum);

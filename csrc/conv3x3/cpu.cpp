@@ -1,4 +1,5 @@
 // The operators on a CPU: float32 in Winograd's form, bfloat16 by AMX.
+#include <ATen/autocast_mode.h>
 #include <ATen/ops/conv2d.h>
 #include <ATen/ops/convolution_backward.h>
 #include <ATen/ops/empty.h>
@@ -22,12 +23,14 @@ bool by_amx(const at::Tensor& x) {
   return true;
 }
 
-// oneDNN's products by AMX are as good as ours for large maps, and where nothing is strided about: it has those.
+// oneDNN's products by AMX are as good as ours for large maps, and where nothing is strided about: it has those. Not
+// maps of one column: where it strides, oneDNN (3.12, of torch 2.14) reads beyond them.
 constexpr int64_t kSmall = 64;  // pixels
 
 at::Tensor bf16_convolution(const at::Tensor& x, const at::Tensor& weight, int64_t stride) {
   const int64_t height = (x.size(2) + stride - 1) / stride, width = (x.size(3) + stride - 1) / stride;
-  if (height * width <= kSmall) return amx::convolution(x, weight, stride);
+  if (height * width <= kSmall || width == 1) return amx::convolution(x, weight, stride);
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   return at::conv2d(x, weight, {}, stride, 1).contiguous(kLayout);
 }
 

@@ -3,6 +3,7 @@
 // private operators that call it: they are looked up, and where this torch or processor lacks them, and in other
 // dtypes, ATen's public operators do the same in three passes.
 #include <ATen/Context.h>
+#include <ATen/autocast_mode.h>
 #include <ATen/core/List.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/conv2d.h>
@@ -74,6 +75,7 @@ at::Tensor conv_bn_relu(const at::Tensor& x, const at::Tensor& weight, const at:
         .to(at::kBFloat16);
   }
 
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   // oneDNN's operators heed the strides of x and residual, but take those of bias for 1.
   const at::Tensor input = x.contiguous(layout), addend = bias.contiguous();
 

@@ -122,18 +122,23 @@ class Net {
                     });
     for (Packed& packed : packed_) packed.forget_weight();
     prepared_.emplace_front(key, std::make_shared<Prepared>(std::move(program)));
-    if (prepared_.size() > kShapes) prepared_.pop_back();
+    int64_t floats = 0, shapes = 0;
+    prepared_.remove_if([&](const auto& seen) {
+      floats += seen.second->program.floats();
+      return ++shapes > kShapes || (shapes > 1 && floats > kFloats);
+    });
     return prepared_.front().second;
   }
 
  private:
-  static constexpr size_t kShapes = 8;  // sizes that are remembered
+  // Sizes that are remembered, and the memory for their maps: 256 MiB, or that of the last one.
+  static constexpr int64_t kShapes = 8, kFloats = 1 << 26;
 
   struct Seen {
     c10::weak_intrusive_ptr<c10::TensorImpl> tensor;  // while they are held, no others get their addresses
     c10::weak_intrusive_ptr<c10::StorageImpl> storage;
     const void *address, *storage_address, *data;
-    std::vector<int64_t> sizes;  // `.data = ` may change them
+    std::vector<int64_t> sizes, strides;  // `.data = ` may change them
     int64_t version;
 
     explicit Seen(const at::Tensor& of)
@@ -143,10 +148,12 @@ class Net {
           storage_address(of.storage().unsafeGetStorageImpl()),
           data(of.const_data_ptr()),
           sizes(of.sizes().vec()),
+          strides(of.strides().vec()),
           version(version_of(of)) {}
     bool is(const at::Tensor& other) const {
       return other.unsafeGetTensorImpl() == address && other.storage().unsafeGetStorageImpl() == storage_address &&
-             other.const_data_ptr() == data && other.sizes() == at::IntArrayRef(sizes) && version_of(other) == version;
+             other.const_data_ptr() == data && other.sizes() == at::IntArrayRef(sizes) &&
+             other.strides() == at::IntArrayRef(strides) && version_of(other) == version;
     }
     static int64_t version_of(const at::Tensor& of) { return of.is_inference() ? 0 : of._version(); }
   };

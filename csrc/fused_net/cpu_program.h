@@ -79,6 +79,7 @@ class Program {
 
   int64_t images, threads;
   int64_t thread_size = 0, batch_size = 0;  // floats of all maps
+  int64_t floats() const { return batch_size + threads * thread_size; }
   Map input{};
   std::vector<Step> steps;
   std::vector<Segment> segments;

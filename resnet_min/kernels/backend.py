@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -34,11 +35,11 @@ def supported(operator: str, *tensors: Tensor | None) -> bool:
     asked for on a device without.
     """
     device = tensors[0].device
-    if _backend == "reference" or any(t is not None and t.device != device for t in tensors):
+    if _backend == "reference" or _is_transformed() or any(t is not None and t.device != device for t in tensors):
         return False
-    if device.type not in _kernel_devices:
+    if missing := _missing(device):
         if _backend == "extension":
-            raise UserError(f"no compiled kernels for {device.type}: {_why_not(device.type)}")
+            raise UserError(f"no compiled kernels for {device.type}: {missing}")
         return False
     return _takes[operator](*tensors)
 
@@ -54,7 +55,12 @@ def call(operator: str, check: Callable[..., None], *args: Any) -> Any:
 
 def in_use(device: torch.device) -> bool:
     """Whether compiled kernels run on `device`, for what they take."""
-    return _backend != "reference" and device.type in _kernel_devices
+    return _backend != "reference" and not _missing(device) and not _is_transformed()
+
+
+def _is_transformed() -> bool:
+    """Whether a transform of torch.func is at work: vmap, grad and jvp have rules for PyTorch's operators only."""
+    return torch._C._functorch.get_dynamic_layer_stack_depth() > 0
 
 
 def has_hooks(*modules: nn.Module | None) -> bool:
@@ -92,13 +98,14 @@ def set_backend(name: str) -> None:
 
 def backend_line(device: torch.device | str) -> str:
     """What runs on `device` and why, in one line for start-up: "kernels: cpu extension (torch 2.15)"."""
-    kind = torch.device(device).type
+    device = torch.device(device)
+    kind = device.type
     if _backend == "reference":
         return "kernels: reference (asked for)"
     if _C is None:
         return f"kernels: reference ({_why_not('cpu')})"
-    if kind not in _kernel_devices:
-        return f"kernels: cpu extension, {kind} reference ({_why_not(kind)})"
+    if missing := _missing(device):
+        return f"kernels: cpu extension, {kind} reference ({missing})"
     archs = [f"sm_{arch.replace('.', '')}" for arch in (_C.build_info()["archs"] or "").split(";") if kind == "cuda"]
     return f"kernels: {kind} extension ({', '.join([*archs, f'torch {_minor(torch.__version__)}'])})"
 
@@ -119,6 +126,43 @@ def build_info() -> dict[str, Any]:
         "archs": built["archs"],
         "compiler": built["compiler"],
     }
+
+
+def _missing(device: torch.device) -> str:
+    """Why no compiled kernels run on `device`; nothing where they do."""
+    if device.type not in _kernel_devices:
+        return _why_not(device.type)
+    return _missing_code(device) if device.type == "cuda" else ""
+
+
+@torch.compiler.assume_constant_result
+def _missing_code(device: torch.device) -> str:
+    """Why this GPU cannot run what was compiled; nothing where it can."""
+    if device not in _missing_codes:
+        archs, capability = _C.build_info()["archs"], torch.cuda.get_device_capability(device)
+        gpu = "{}.{}".format(*capability)
+        told = "" if has_code(archs, capability) else f"built for {archs}, this GPU is {gpu}: install again on it"
+        _missing_codes[device] = told
+    return _missing_codes[device]
+
+
+def has_code(archs: str, capability: tuple[int, int]) -> bool:
+    """Whether what was compiled for `archs` ("8.0+PTX;9.0a") runs on a GPU of this capability.
+
+    Machine code runs within a major version on the same minor version and later ones, or with "a" on that one alone;
+    PTX on all later GPUs. A name that torch has for an architecture ("Hopper") passes.
+    """
+    for arch in archs.split(";"):
+        found = re.fullmatch(r"(\d+)\.(\d+)(a?)(\+PTX)?", arch)
+        if found is None:
+            return True
+        built = int(found[1]), int(found[2])
+        if capability == built:
+            return True
+        later = capability > built and not found[3]
+        if later and (found[4] or capability[0] == built[0]):
+            return True
+    return False
 
 
 def _why_not(kind: str) -> str:
@@ -158,6 +202,7 @@ def _load(record: dict[str, str]) -> tuple[ModuleType | None, str]:
 
 _PACKAGE = Path(__file__).parent.parent
 _takes: dict[str, Callable[..., bool]] = {}
+_missing_codes: dict[torch.device, str] = {}
 _backend = "auto"
 _record = _read_record()
 _C, _load_error = _load(_record)

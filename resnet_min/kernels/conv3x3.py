@@ -114,8 +114,9 @@ def stands_for(conv: nn.Module, x: Tensor) -> bool:
         and conv.bias is None
         and conv.padding_mode == "zeros"
         and not backend.has_hooks(conv)
-        and x.is_contiguous(memory_format=torch.channels_last)
         and backend.in_use(x.device)
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and _dtype(x) == _dtype(conv.weight)
         and _compiled(_dtype(x), x, conv.weight, conv.stride[0])
         and (_dtype(x) == torch.float32 or -len(x) % 32 <= len(x) // 2)  # AMX takes blocks of 32 images
     )
@@ -128,6 +129,7 @@ def in_place_of(conv: nn.Conv2d, x: Tensor) -> Tensor:
 
 
 def _dtype(x: Tensor) -> torch.dtype:
-    """That a convolution of x is worked out in."""
+    """That a convolution of x is worked out in. Autocast leaves float64 alone."""
     kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    casts = torch.is_autocast_enabled(kind) and x.dtype != torch.float64
+    return torch.get_autocast_dtype(kind) if casts else x.dtype

@@ -28,7 +28,8 @@ def conv_bn_relu(
 
     Raises ValueError for a wrong dtype, shape, device, stride or padding, and the kernels also for 2**31 elements or
     more in x or the output; RuntimeError for an input that requires grad while grad is on. The kernels round to the
-    dtype once, at the end. NaN and infinity stay what they are, with two exceptions on a CPU: in float32 the kernel is
+    dtype once, at the end; on a CPU, float16, float64, and bfloat16 where x has one channel or one pixel, also before
+    the residual is added. NaN and infinity stay what they are, with two exceptions on a CPU: in float32 the kernel is
     `fused_net`'s, with what is said there of weights, of Winograd's tiles and of huge values; in bfloat16 it may be
     oneDNN's, whose ReLU makes 0 of some NaN and leaves others.
 

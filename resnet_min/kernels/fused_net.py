@@ -52,9 +52,10 @@ def fused_net(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], pl
     returns  float32: [B, O] where a linear layer comes last, [B, O, H', W'] in channels_last elsewhere
 
     Raises ValueError for a plan, dtypes, shapes or devices that do not fit together; RuntimeError for an input that
-    requires grad while grad is on. The kernel keeps weights in an order of its own, by tensor and version, for as long
-    as they live, and memory for maps of the sizes it saw last; any number of threads may call it. A weight that is
-    written to through `.data`, or under `torch.inference_mode`, has no new version: the kernel does not notice.
+    requires grad while grad is on. The kernel keeps weights in an order of its own, by tensor and version, and memory
+    for maps of the last eight sizes, at most 256 MiB beside the last one's; the next call with other weights frees what
+    belonged to weights that are gone. Any number of threads may call it. A weight that is written to through `.data`,
+    or under `torch.inference_mode`, has no new version: the kernel does not notice.
     NaN and infinity stay, but in Winograd's forms either makes NaN of every pixel of a tile that has it in its input,
     and finite values may overflow to them: beyond 8e37 in F(2×2), where up to four are added, 3e36 in F(4×4).
     Equivalent to `conv_bn_relu`, `max_pool2d`, `mean((2, 3))` and `linear` in turn.

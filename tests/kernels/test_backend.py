@@ -79,6 +79,34 @@ def test_backend_line(monkeypatch):
     assert ops.backend_line("cpu") == "kernels: reference (asked for)"
 
 
+@pytest.mark.parametrize(
+    "archs, gpus, others",
+    [
+        ("8.0+PTX;9.0a", "8.0 8.6 8.9 9.0 10.0 12.0", "7.5 7.0"),
+        ("9.0a", "9.0", "8.0 9.1 10.0"),
+        ("8.6", "8.6 8.9", "8.0 9.0 7.5"),
+        ("7.5;8.0", "7.5 8.0 8.6", "7.0 9.0"),
+        ("Hopper", "9.0 8.0", ""),
+    ],
+)
+def test_has_code(archs, gpus, others):
+    def said(names):
+        return [backend.has_code(archs, tuple(map(int, name.split(".")))) for name in names.split()]
+
+    assert all(said(gpus)) and not any(said(others))
+
+
+@needs_extension
+def test_a_gpu_that_nothing_was_compiled_for(monkeypatch):
+    monkeypatch.setattr(backend, "_kernel_devices", ("cpu", "cuda"))
+    monkeypatch.setattr(backend, "_C", SimpleNamespace(build_info=lambda: {"archs": "9.0a"}))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr(backend, "_missing_codes", {})
+    assert not backend.in_use(torch.device("cuda:0")) and backend.in_use(torch.device("cpu"))
+    line = "kernels: cpu extension, cuda reference (built for 9.0a, this GPU is 8.0: install again on it)"
+    assert ops.backend_line("cuda:0") == line
+
+
 @needs_extension
 def test_extension_is_not_replaced_in_silence(monkeypatch):
     """Asked to use kernels, on a device without any, the operators say so."""

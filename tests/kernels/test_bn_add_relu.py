@@ -266,6 +266,14 @@ def test_a_constant_whose_square_overflows(channels, device):
     torch.testing.assert_close(invstd, torch.full_like(invstd, EPS**-0.5))
 
 
+def test_a_constant_channel_without_eps(backend, device):
+    """As in torch: its inverse standard deviation is 0, and the channel becomes its beta."""
+    x = torch.full((2, 8, 4, 4), 3.0, device=device).contiguous(memory_format=torch.channels_last)
+    gamma, beta = torch.ones(8, device=device), torch.linspace(-1, 1, 8, device=device)
+    out, _, invstd = ops.bn_add_relu(x, gamma, beta, None, 0.0, False)
+    assert torch.equal(invstd, torch.zeros_like(invstd)) and torch.equal(out, beta.view(8, 1, 1).expand_as(out))
+
+
 def test_nan_passes_the_mask(backend, device):
     """`!(out <= 0)`: where the output is NaN, the gradient goes through."""
     x, gamma, beta, residual, grad = draw((4, 16, 5, 5), device=device)

@@ -318,7 +318,17 @@ def test_small_batches_under_autocast_and_other_dtypes_are_left_alone(calls):
     with torch.autocast("cpu", torch.float16):
         net(images(32))
     net.double()(images().double())
+    with torch.autocast("cpu", torch.bfloat16):  # which leaves float64 alone
+        assert net(images(32).double()).dtype == torch.float64
     assert not calls
+
+
+@needs_extension
+def test_a_weight_of_another_dtype_is_not_cast_in_silence():
+    net = network(blocks=(1,), widths=(64,))
+    net.layer1[0].conv1.double()
+    with pytest.raises(RuntimeError, match="(?i)dtype|type"):
+        net(images())
 
 
 @needs_extension

@@ -57,6 +57,12 @@ def test_every_layer_shape(batch, inputs, outputs, side, stride):
     check(draw(batch, inputs, outputs, (side, side), stride))
 
 
+@pytest.mark.parametrize("width", [1, 2, 3])
+def test_tall_maps_of_one_column(width):
+    """oneDNN reads beyond them where it strides."""
+    check_anywhere(3, (1, 1), 130, width, 2)
+
+
 def check_anywhere(batch, channels, height, width, stride):
     args = draw(batch, *(16 * number for number in channels), (height, width), stride)
     for got, true in zip(results(ops.conv3x3, *args), exact(*args), strict=True):
@@ -125,6 +131,14 @@ def test_opcheck():
     for arguments in ((x, weight), (x.clone().requires_grad_(), weight.clone().requires_grad_())):
         torch.library.opcheck(torch.ops.resnet_min.conv3x3, (*arguments, stride))
     torch.library.opcheck(torch.ops.resnet_min.conv3x3_backward, (grad, x, weight, stride, True, True))
+
+
+def test_autocast_changes_nothing():
+    args = draw(4, 16, 32, (12, 12), 1)
+    wanted = results(ops.conv3x3, *args)
+    with torch.autocast("cpu", torch.float16):
+        got = results(ops.conv3x3, *args)
+    assert all(map(torch.equal, got, wanted))
 
 
 # ---- in the model ----

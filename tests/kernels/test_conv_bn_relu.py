@@ -219,12 +219,15 @@ def test_more_than_one_thread_gives_the_same(backend):
     assert all(torch.equal(out, outs[0]) for out in outs)
 
 
-def test_autocast_changes_nothing(backend, device):
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_autocast_changes_nothing(backend, device, dtype, kernel):
     """The dtype is x's, which here has to be the residual's as well."""
-    args = draw(device=device)
-    with torch.autocast(device.type, torch.bfloat16):
-        assert torch.equal(ops.conv_bn_relu(*args), ops.conv_bn_relu(*args))
-        assert ops.conv_bn_relu(*args).dtype == torch.float32
+    args = draw(kernel=kernel, dtype=dtype, device=device)
+    wanted = ops.conv_bn_relu(*args)
+    for other in (torch.bfloat16, torch.float16):
+        with torch.autocast(device.type, other):
+            assert torch.equal(ops.conv_bn_relu(*args), wanted)
 
 
 # ---- the prepacked weight ----

@@ -2,7 +2,9 @@
 
 import gc
 import itertools
+import os
 import re
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -370,6 +372,8 @@ def test_weights_that_change():
     check()
     weights[3].data = weights[3] * 3
     check()
+    weights[1].data = weights[1].data.transpose(2, 3)  # the same memory, as is below
+    check()
     pool = Net(3)
     pool.add(MAX_POOL, size=2, stride=2)  # a net without weights, between calls of one with them
     assert torch.equal(ops.fused_net(*pool.args(x)), F.max_pool2d(x, 2))
@@ -377,11 +381,26 @@ def test_weights_that_change():
     weight, bias = torch.randn(64, 32, 1, 1), torch.randn(64)
     conv = [int(number) for number in Layer(CONVOLUTION, 0)]
     ops.fused_net(torch.randn(1, 32, 4, 4), [weight], [bias], conv)
-    weight.data, bias.data = weight.data.view(32, 64, 1, 1), bias.data[:32]  # the same memory
+    weight.data, bias.data = weight.data.view(32, 64, 1, 1), bias.data[:32]
     x = torch.randn(1, 64, 4, 4)
     torch.testing.assert_close(
         ops.fused_net(x, [weight], [bias], conv), F.conv2d(x, weight, bias), rtol=1e-5, atol=1e-5
     )
+
+
+@needs_extension
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for the memory in use")
+def test_memory_kept_for_large_maps_is_bounded():
+    """Each of these sizes takes 64 MiB."""
+
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
+
+    weight, bias = torch.randn(8, 64, 3, 3), torch.zeros(8)
+    before = resident()
+    for height in range(500, 512):
+        ops.conv_bn_relu(torch.ones(1, 64, height, 512), weight, bias, None, 1, 1, True)
+    assert resident() - before < 500
 
 
 # ---- errors ----
