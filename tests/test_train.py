@@ -146,6 +146,22 @@ def test_resume_after_a_kill(folder):
     assert_same_run("killed", "whole")
 
 
+def test_an_earlier_checkpoint_does_not_rewind_its_run(folder):
+    run(folder, "--epochs", 2, "--val-size", 8, "--out", "r")
+    saved = checkpoint.load("r/best.pt")
+    checkpoint.save("r/best.pt", {**saved, "epoch": 1, "step": saved["step"] // saved["epoch"]})
+    before = {path: path.read_bytes() for path in Path("r").iterdir()}
+    said = (
+        r"r/best.pt is of epoch 1 and would replace r/last.pt, of epoch 2: --resume r goes on; .* a folder of its own"
+    )
+    with pytest.raises(UserError, match=said):
+        train.main(["--resume", "r/best.pt"])
+    assert {path: path.read_bytes() for path in Path("r").iterdir()} == before
+    Path("r/last.pt").write_bytes(b"damaged")
+    train.main(["--resume", "r/best.pt"])
+    assert checkpoint.load("r/last.pt")["epoch"] == 2
+
+
 def test_resume_goes_on_longer_with_epochs(folder):
     run(folder, "--epochs", 1, "--out", "r", "--schedule", "constant")
     with pytest.raises(UserError, match="has already finished its 1 epochs"):

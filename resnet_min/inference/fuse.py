@@ -23,6 +23,7 @@ def theirs(name: str) -> type[nn.Module]:
     return getattr(module, name) if module else type(name, (nn.Module,), {"__module__": "torchvision.models.resnet"})
 
 
+@torch.inference_mode(False)  # whose tensors have no versions, by which the kernels see that a weight was written to
 @torch.no_grad()
 def fuse(model: nn.Module, dtype: torch.dtype | None = None, winograd: str | None = None) -> nn.Module:
     """The fused inference form of a ResNet, ours or torchvision's, or of a module that holds one of ours; in eval mode.
@@ -34,7 +35,8 @@ def fuse(model: nn.Module, dtype: torch.dtype | None = None, winograd: str | Non
     winograd "4x4" for F(4×4, 3×3) in float32 on a CPU, in layers of at least 64 channels and maps of at least 8×8:
              faster and less exact (BENCHMARKS.md has both), so it is not the default
     returns  a module: images [B, 3, H, W] -> the model's logits. Nothing in it trains, and images must not require
-             grad. It can be moved, copied, saved, compiled, and exported with a dynamic batch.
+             grad. It can be moved, copied, saved, compiled, and exported with a dynamic batch; its layers may be
+             replaced and its weights written to, but not through `.data`, which a kernel cannot see.
 
     Layers keep their names. The max-pool and what follows the last block (pooling, dropout, `fc`) are kept, whatever
     they are; so is all of a module around a ResNet. Raises UserError for a model in training mode, and for one it does
@@ -42,9 +44,13 @@ def fuse(model: nn.Module, dtype: torch.dtype | None = None, winograd: str | Non
     """
     if not isinstance(model, nn.Module):
         raise UserError(f"fuse: the model is {type(model).__name__}; wanted a module")
-    held = [name for name, module in model.named_modules() if name and isinstance(module, ours.ResNet)]
+    model = getattr(model, "_orig_mod", model)  # of torch.compile
+    modules = model.named_modules(remove_duplicate=False)
+    held = [name for name, module in modules if name and isinstance(module, ours.ResNet)]
     if len(held) == 1:
         return fuse_inside(model, held[0], dtype, winograd)
+    if held:
+        raise UserError(f"fuse: the model holds several ResNets, {', '.join(held)}; wanted one: fuse each by itself")
     expect(model, {model: "the model"}, ours.ResNet, theirs("ResNet"))
     for name, module in [("the model", model), *list(model.named_modules())[1:]]:
         if module.training:

@@ -14,12 +14,17 @@ from torch import Tensor, nn
 from .. import model as ours
 from .. import ops
 from ..kernels import backend
+from ..kernels.checks import describe, dtype_name
 from ..kernels.fused_net import CONVOLUTION, FASTER, LINEAR, MAX_POOL, MEAN_POOL, Layer
+from . import cudnn
 
 # The bytes that a layer of the first stage may write for each thread of a CPU before the next layer reads them, where
 # a convolution is a call: more fall out of cache, with fewer the calls weigh. Measured in bfloat16 on 2 Zen 4 cores
 # with 1 MiB of L2 and 16 MiB of L3 cache each.
 SLICE_BYTES = 3 * 2**20
+
+# Of the layers, what a plan has in it.
+NUMBERS = ("form", "stride", "padding", "relu", "kernel_size", "dilation", "ceil_mode", "return_indices", "output_size")
 
 
 class FusedResNet(ours.Classifier, nn.Sequential):
@@ -36,9 +41,10 @@ class FusedResNet(ours.Classifier, nn.Sequential):
         for name, layer in layers.items():
             self.add_module(name, layer)
         self.form = form
-        self._planned: tuple[tuple[nn.Module, ...], Planned, Planned] | None = None
+        self._planned: tuple[Planned, Planned] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
+        self._check(x)
         whole, _ = self._plans()
         if self._in_one_call(x, whole):
             x = whole(x)
@@ -53,6 +59,7 @@ class FusedResNet(ours.Classifier, nn.Sequential):
 
     def features(self, x: Tensor) -> Tensor:
         """images [B, 3, H, W] -> the last stage's maps [B, C, h, w]."""
+        self._check(x)
         _, maps = self._plans()
         if self._in_one_call(x, maps):
             return maps(x)
@@ -70,10 +77,30 @@ class FusedResNet(ours.Classifier, nn.Sequential):
 
     def _plans(self) -> tuple[Planned, Planned]:
         """The plan of all of it, and that up to the last stage's maps."""
-        children = tuple(self._modules.values())
-        if self._planned is None or self._planned[0] != children:  # a user may replace a layer, such as fc
-            self._planned = children, Planned(self, head=True), Planned(self, head=False)
-        return self._planned[1:]
+        if self._planned is None or not self._planned[0].is_of_now():  # a user may replace a layer, such as fc
+            self._planned = Planned(self, head=True), Planned(self, head=False)
+        return self._planned
+
+    def _check(self, x: Tensor) -> None:
+        """Raise TypeError for what is no tensor, ValueError for images of another shape, dtype or device."""
+        weight = self.conv1.weight
+        if not isinstance(x, Tensor):
+            raise TypeError(
+                f"images must be a tensor; got {type(x).__name__}: `predict` takes NumPy arrays and pictures"
+            )
+        if x.dim() != 4 or x.shape[1] != weight.shape[1] or x.dtype != weight.dtype or x.device != weight.device:
+            channels = weight.shape[1]
+            hint = ""
+            if x.dim() == 3 and x.shape[0] == channels:
+                hint = ": images[None]"
+            elif x.dim() == 4 and x.shape[1] != channels and x.shape[3] == channels:
+                hint = ": images.permute(0, 3, 1, 2)"
+            elif x.dtype != weight.dtype:
+                hint = ": `predict` takes uint8" if x.dtype == torch.uint8 else f": images.to({weight.dtype})"
+            raise ValueError(
+                f"images must be {dtype_name(weight.dtype)} [B, {channels}, H, W] on {weight.device}; "
+                f"got {describe(x)} on {x.device}{hint}"
+            )
 
     def _in_one_call(self, x: Tensor, plan: Planned) -> bool:
         return (
@@ -108,14 +135,14 @@ class Planned:
             value = self._add(Layer(MAX_POOL, value, stride=pool.stride, padding=pool.padding, size=pool.kernel_size))
         elif type(pool) is not nn.Identity:
             self.layers = []
+            self._remember(net, [])
             return
         for stage in called[2:]:
             for block in stage:
                 value = self._block(block, value, net.form)
         if head:
             called += self._head(value)
-        modules = [module for layer in called for module in layer.modules()]
-        self._hooks = [hooks for m in modules for hooks in (m._forward_hooks, m._forward_pre_hooks)]
+        self._remember(net, [module for layer in called for module in layer.modules()])
         # The dicts in which modules hold their tensors, whichever these are at a call: faster than attributes.
         self._held = [m._buffers if isinstance(m, FusedConv) else m._parameters for m in self.convolutions]
         self.numbers = [int(number) for layer in self.layers for number in layer]
@@ -126,6 +153,22 @@ class Planned:
         else:
             tensors = [(held["weight"], held["bias"]) for held in self._held]
         return ops.fused_net(x, [weight for weight, _ in tensors], [bias for _, bias in tensors], self.numbers)
+
+    def _remember(self, net: FusedResNet, called: list[nn.Module]) -> None:
+        """What it was made from, and the hooks of modules that will not be called."""
+        self._hooks = [hooks for m in called for hooks in (m._forward_hooks, m._forward_pre_hooks)]
+        modules = list(net.modules())
+        self._children = [module._modules for module in modules]
+        self._numbers = [(vars(m), name) for m in modules for name in NUMBERS if name in vars(m)]
+        self._made_from = self._now()
+
+    def is_of_now(self) -> bool:
+        """Whether the net still has the layers and numbers that it was made from."""
+        return self._now() == self._made_from
+
+    def _now(self) -> tuple[list[tuple[nn.Module, ...]], list[Any]]:
+        children = [tuple(held.values()) for held in self._children]
+        return children, [attributes.get(name) for attributes, name in self._numbers]
 
     def has_hooks(self) -> bool:
         """Whether a module has hooks that the operator would not call."""
@@ -219,9 +262,9 @@ class FusedConv(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         rest = self.bias, residual, self.stride, self.padding, self.relu
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return ops.conv_bn_relu(x, self.weight, *rest)
-        if cudnn_fuses(x, self.relu):
+        if cudnn.fuses(x, self.relu):
             return self._faster(x, residual)(x, self.weight, *rest)
         if not ops.takes_prepacked(x, self.weight):
             warn_where_emulated(x.dtype, x.device)
@@ -238,15 +281,15 @@ class FusedConv(nn.Module):
         """Ours or cuDNN's, whichever a trial found faster for such an x: one trial, the first time that one may be."""
         key = x.shape, x.dtype, x.device
         if key not in self._choices:
-            if torch.cuda.is_current_stream_capturing() or _fixed_choice():
+            if torch.cuda.is_current_stream_capturing() or cudnn.fixed_choice():
                 return ops.conv_bn_relu
             args = x, self.weight, self.bias, residual, self.stride, self.padding, self.relu
             try:
-                theirs = milliseconds(cudnn_conv_bn_relu, args)
+                theirs = cudnn.milliseconds(cudnn.conv_bn_relu, args)
             except RuntimeError:  # cuDNN has no engine for such an x, or no room for its workspace
                 theirs = math.inf
-            ours = milliseconds(ops.conv_bn_relu, args)
-            self._choices[key] = ops.conv_bn_relu if ours <= theirs else cudnn_conv_bn_relu
+            ours = cudnn.milliseconds(ops.conv_bn_relu, args)
+            self._choices[key] = ops.conv_bn_relu if ours <= theirs else cudnn.conv_bn_relu
         return self._choices[key]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -267,46 +310,3 @@ def warn_where_emulated(dtype: torch.dtype, device: torch.device) -> None:
             "fuse(model, torch.float32) makes",
             stacklevel=2,
         )
-
-
-def cudnn_fuses(x: Tensor, relu: bool) -> bool:
-    """Whether `cudnn_conv_bn_relu` takes such an x: there is always a ReLU in it."""
-    sound = x.dim() == 4 and len(x) > 0 and not (x.requires_grad and torch.is_grad_enabled())
-    return x.is_cuda and relu and sound and x.dtype != torch.float64 and ops.supported("conv_bn_relu", x)
-
-
-def cudnn_conv_bn_relu(
-    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, stride: int, padding: int, relu: bool
-) -> Tensor:
-    """`ops.conv_bn_relu` by cuDNN's own fused call."""
-    x = x.contiguous(memory_format=torch.channels_last)
-    how = bias, (stride, stride), (padding, padding), (1, 1), 1
-    with torch.autocast(x.device.type, enabled=False):
-        if residual is None:
-            return torch.cudnn_convolution_relu(x, weight, *how)
-        residual = residual.contiguous(memory_format=torch.channels_last)
-        return torch.cudnn_convolution_add_relu(x, weight, residual, 1.0, *how)
-
-
-def _fixed_choice() -> bool:
-    """Whether the user wants no choice that a measurement makes."""
-    return torch.are_deterministic_algorithms_enabled() or torch.backends.cudnn.deterministic
-
-
-def milliseconds(call: Callable[..., Tensor], args: tuple[Any, ...], calls: int = 10) -> float:
-    """What a call takes on the GPU, the least of three times `calls` in a row, after as many that are not timed."""
-    with torch.cuda.device(args[0].device):  # whose events these are
-        return _milliseconds(call, args, calls)
-
-
-def _milliseconds(call: Callable[..., Tensor], args: tuple[Any, ...], calls: int) -> float:
-    times = []
-    for _ in range(4):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        for _ in range(calls):
-            call(*args)
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return min(times[1:]) / calls

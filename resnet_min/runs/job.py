@@ -70,16 +70,31 @@ def describe_recipe(name: str, flags: Mapping[str, Any], config: TaskConfig) -> 
 def reopen(resume: str, flags: Mapping[str, Any]) -> tuple[TaskConfig, Path]:
     """The options and the checkpoint of the run to go on with; `flags` may say only for how many epochs.
 
-    Raises UserError for another flag, a checkpoint that cannot be read, and a run that is finished, curves and all.
+    Raises UserError for another flag, a checkpoint that cannot be read or that the run has gone beyond, and a run that
+    is finished, curves and all.
     """
     if wrong := [flag(name) for name in flags if name != "epochs"]:
         raise UserError(f"--resume takes every option but --epochs from the run; remove {', '.join(wrong)}")
     path = checkpoint.find(resume)
     saved = checkpoint.load(path)
+    last = path.parent / "last.pt"
+    if path.name != last.name and last.is_file() and (reached := _epoch_of(last)) > saved["epoch"]:
+        raise UserError(
+            f"{path} is of epoch {saved['epoch']} and would replace {last}, of epoch {reached}: --resume {path.parent} "
+            f"goes on; to go on from {path.name}, copy it into a folder of its own"
+        )
     config = dataclasses.replace(trained.options_of(saved, path), **flags)
     if saved["epoch"] >= config.epochs and is_complete(path.parent, saved["epoch"]):
         raise UserError(f"{path} has already finished its {saved['epoch']} epochs; pass a larger --epochs to continue")
     return config, path
+
+
+def _epoch_of(path: Path) -> int:
+    """The epoch that a checkpoint was saved in; -1 where it cannot be read."""
+    try:
+        return checkpoint.load(path)["epoch"]
+    except UserError:
+        return -1
 
 
 def check_milestones(config: TaskConfig, steps: int) -> None:

@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import re
 import warnings
 
 import pytest
@@ -13,6 +14,7 @@ from torch import nn
 import resnet_min
 from resnet_min import ops, reference
 from resnet_min.errors import UserError
+from resnet_min.inference import cudnn
 from resnet_min.inference import fused as fusing
 from resnet_min.inference.fuse import fuse
 from resnet_min.inference.fused import FusedConv
@@ -230,6 +232,75 @@ def test_moved_and_written_to_after_a_call(net):
         assert torch.equal(copy.deepcopy(fused)(x), expected)
 
 
+def test_layers_changed_after_a_call(net):
+    """At any depth: what ran before is forgotten."""
+    fused, x = fuse(net), images()
+
+    def replace():
+        conv = copy.deepcopy(fused.layer1[0].conv1)
+        conv.weight.mul_(3)
+        fused.layer1[0].conv1 = conv
+
+    def set_to(module, name, value):
+        return lambda: setattr(module, name, value)
+
+    for change in (
+        replace,
+        lambda: fused.layer1.append(copy.deepcopy(fused.layer1[0])),
+        lambda: fused.layer1.__delitem__(1),
+        set_to(fused.layer3[0].conv1, "relu", False),
+        set_to(fused.layer1[0], "downsample", None),
+        lambda: nn.utils.parametrizations.weight_norm(fused.fc),
+        set_to(fused, "fc", nn.Linear(fused.fc.in_features, 7).requires_grad_(False)),
+        set_to(fused.avgpool, "output_size", (1, 1)),
+    ):
+        fused(x)
+        change()
+        assert torch.equal(fused(x), copy.deepcopy(fused)(x))
+
+
+def test_made_in_inference_mode(net):
+    """Its weights are written to as any other's."""
+    other = settled(copy.deepcopy(net), size=48)
+    with torch.inference_mode():
+        fused = fuse(net)
+        fused(images())
+        fused.load_state_dict(fuse(other).state_dict())
+        assert torch.equal(fused(images()), fuse(other)(images()))
+
+
+def test_of_a_compiled_model(net):
+    fused = fuse(torch.compile(net, backend="eager"))
+    assert type(fused) is fusing.FusedResNet
+    assert_same_logits(fused, net, images())
+
+
+BAD_IMAGES = [
+    (lambda x: x.double(), "got float64 [2, 3, 32, 32] on cpu: images.to(torch.float32)"),
+    (lambda x: x.permute(0, 2, 3, 1), "got float32 [2, 32, 32, 3] on cpu: images.permute(0, 3, 1, 2)"),
+    (lambda x: x[0], "got float32 [3, 32, 32] on cpu: images[None]"),
+    (lambda x: x.byte(), "got uint8 [2, 3, 32, 32] on cpu: `predict` takes uint8"),
+    (lambda x: x.repeat(1, 2, 1, 1), "got float32 [2, 6, 32, 32] on cpu"),
+]
+
+
+@pytest.mark.parametrize("bad, said", BAD_IMAGES)
+def test_images_that_it_does_not_take(net, bad, said):
+    for call in (fuse(net), fuse(net).features):
+        with pytest.raises(ValueError, match=re.escape(f"images must be float32 [B, 3, H, W] on cpu; {said}") + "$"):
+            call(bad(images()))
+        with pytest.raises(TypeError, match="images must be a tensor; got ndarray"):
+            call(images().numpy())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_traced_by_jit(net, dtype):
+    fused, x = fuse(net, dtype), images().to(dtype)
+    with pytest.warns((FutureWarning, DeprecationWarning, torch.jit.TracerWarning)):
+        traced = torch.jit.trace(fused, x)
+    torch.testing.assert_close(traced(x), fused(x), rtol=0.05, atol=0.05)
+
+
 @pytest.mark.skipif("cpu" not in kernels._kernel_devices, reason="no compiled kernels")
 def test_weights_are_prepacked_once(net):
     """A write that gives a weight no new version goes unnoticed; any other does not."""
@@ -292,15 +363,15 @@ def trials(monkeypatch):
     def milliseconds(call, args):
         tried.append((call, tuple(args[0].shape)))
         theirs_wins = len(args[0]) > 2
-        return 1 if (call is fusing.cudnn_conv_bn_relu) == theirs_wins else 2
+        return 1 if (call is cudnn.conv_bn_relu) == theirs_wins else 2
 
     def theirs(*args):
         return reference.conv_bn_relu(*args)
 
     monkeypatch.setattr(fusing.FusedResNet, "_in_one_call", lambda *_: False)
-    monkeypatch.setattr(fusing, "cudnn_fuses", lambda x, relu: relu)
-    monkeypatch.setattr(fusing, "cudnn_conv_bn_relu", theirs)
-    monkeypatch.setattr(fusing, "milliseconds", milliseconds)
+    monkeypatch.setattr(cudnn, "fuses", lambda x, relu: relu)
+    monkeypatch.setattr(cudnn, "conv_bn_relu", theirs)
+    monkeypatch.setattr(cudnn, "milliseconds", milliseconds)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     return tried
 
@@ -318,17 +389,17 @@ def test_a_trial_for_each_shape(net, trials):
     assert len(trials) == len(relus) * 2 * 2 + 2 * 3  # of conv1 with a batch of 1, too
     for conv in relus:
         chosen = {shape[0]: call for (shape, _, _), call in conv._choices.items()}
-        assert chosen == {2: ops.conv_bn_relu, 3: fusing.cudnn_conv_bn_relu}
+        assert chosen == {2: ops.conv_bn_relu, 3: cudnn.conv_bn_relu}
     assert not any(conv._choices for conv in with_trials(copy.deepcopy(fused)))
 
 
 def test_a_trial_without_an_engine_of_cudnn(net, trials, monkeypatch):
     def milliseconds(call, args):
-        if call is fusing.cudnn_conv_bn_relu:
+        if call is cudnn.conv_bn_relu:
             raise RuntimeError("FIND was unable to find an engine to execute this computation")
         return 1e9
 
-    monkeypatch.setattr(fusing, "milliseconds", milliseconds)
+    monkeypatch.setattr(cudnn, "milliseconds", milliseconds)
     fused = fuse(net)
     assert_same_logits(fused, net, images(3))
     assert all(set(conv._choices.values()) == {ops.conv_bn_relu} for conv in with_trials(fused) if conv.relu)
@@ -459,7 +530,8 @@ def test_a_layer_it_does_not_understand_is_named(path, module, message):
     [
         (nn.Linear(1, 1), "the model is Linear; wanted resnet_min's ResNet or torchvision's ResNet"),
         (nn.Sequential(nn.Flatten()), "the model is Sequential"),
-        (nn.Sequential(resnet("resnet20"), resnet("resnet20")), "the model is Sequential"),
+        (nn.Sequential(resnet("resnet20"), resnet("resnet20")), "the model holds several ResNets, 0, 1; wanted one"),
+        (nn.ModuleDict(dict.fromkeys("ab", resnet("resnet20"))), "the model holds several ResNets, a, b; wanted one"),
         ("resnet18", "the model is str; wanted a module"),
         ({"model": {}}, "the model is dict; wanted a module"),
     ],
@@ -495,7 +567,7 @@ def test_hooks():
 def test_dtypes(net):
     with pytest.raises(UserError, match="fuse: dtype must be one of torch.float32, .*; got torch.int8"):
         fuse(net, torch.int8)
-    with pytest.raises(ValueError, match="conv_bn_relu: weight must be float32 .*; got bfloat16"):
+    with pytest.raises(ValueError, match="images must be bfloat16 .*; got float32 .*: images.to"):
         fuse(net, torch.bfloat16)(images())
 
 

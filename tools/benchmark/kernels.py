@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from resnet_min import fuse, ops, reference
+from resnet_min.inference import cudnn
 from resnet_min.inference import fused as inference
 from resnet_min.kernels import fused_net as plans
 from resnet_min.kernels.conv3x3 import strides
@@ -210,8 +211,8 @@ def conv_contenders(x: Tensor, layer: Layer) -> Contenders:
         "eager, channels_last": partial(eager, torch.channels_last),
         "folded, library": lambda: lambda: reference.conv_bn_relu(x, weight, bias, residual, *rest),
     }
-    if inference.cudnn_fuses(x, relu):
-        contenders["cuDNN, fused"] = lambda: lambda: inference.cudnn_conv_bn_relu(x, weight, bias, residual, *rest)
+    if cudnn.fuses(x, relu):
+        contenders["cuDNN, fused"] = lambda: lambda: cudnn.conv_bn_relu(x, weight, bias, residual, *rest)
         contenders["our kernel"] = lambda: lambda: ops.conv_bn_relu(x, weight, bias, residual, *rest)
     return {name: partial(without_grad, make) for name, make in contenders.items()}
 

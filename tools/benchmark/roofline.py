@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resnet_min import fuse, ops
-from resnet_min.inference.fused import milliseconds
+from resnet_min.inference.cudnn import milliseconds
 from resnet_min.model import resnet
 
 from .timing import MEAN, STD, Call, Case, Row
