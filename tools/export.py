@@ -5,9 +5,9 @@
     python -m tools.export runs/resnet20-digits-1 --to pt2 --fused    in ours: load it after `import resnet_min`
     python -m tools.export runs/resnet20-digits-1 --to safetensors    the weights alone
 
-The file takes a batch of any size. It is read again in the runtime that it is for and gives its outputs for the test
-images, and the receipt says how far they are from eager PyTorch's. It also has the classes, the normalisation and the
-options of the run. docs/serving.md says more.
+The file takes a batch of any size. Before it gets its name it is read again in the runtime that it is for and gives its
+outputs for the test images, and the receipt says how far they are from eager PyTorch's. It also has the classes, the
+normalisation and the options of the run. docs/serving.md says more.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resnet_min.errors import UserError, run_script
+from resnet_min.files import write_whole
 
 if TYPE_CHECKING:
     from torch import nn
@@ -94,7 +96,7 @@ def rebuilt(known: dict[str, Any]) -> nn.Module:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Export, read back, compare."""
+    """Export, read back, compare; only then does the file get its name."""
     args = get_args(argv)
 
     import torch
@@ -102,6 +104,7 @@ def main(argv: list[str] | None = None) -> None:
     from resnet_min import fuse
     from resnet_min.inference import export, runtimes
     from resnet_min.tasks import trained
+    from resnet_min.tasks.task import check_finite
     from resnet_min.training import checkpoint, hardware
 
     path = checkpoint.find(args.checkpoint)
@@ -118,22 +121,26 @@ def main(argv: list[str] | None = None) -> None:
 
     one = torch.zeros(1, 3, *batches.size)
     with torch.no_grad():
-        size = None if net(one).dim() == 4 else batches.size  # a net that gives maps takes images of any size
+        outputs = net(one)
+    check_finite(outputs)
+    size = None if outputs.dim() == 4 else batches.size  # a net that gives maps takes images of any size
     known = about(subject, size)
-    if args.to == "onnx":
-        export.save_onnx(net, file, size, known)
-    elif args.to == "pt2":
-        export.save_pt2(fuse(net) if args.fused else export.folded(net), file, size, known)
-    else:
-        export.save_safetensors(net, file, known)
-    print(f"wrote: {file} ({file.stat().st_size / 2**20:,.1f} MiB)")
+    with tempfile.TemporaryDirectory() as folder:
+        new = Path(folder, file.name)
+        if args.to == "onnx":
+            export.save_onnx(net, new, size, known)
+        elif args.to == "pt2":
+            export.save_pt2(fuse(net) if args.fused else export.folded(net), new, size, known)
+        else:
+            export.save_safetensors(net, new, known)
+        loaded, content = export.load(new, rebuilt), new.read_bytes()
 
-    loaded = export.load(file, rebuilt)
     both = export.Compared(loaded, net).eval()
     with torch.inference_mode():
         figure = task.config.figure
         value = task.judge(both, batches.ordered(), hardware.cpu())[figure.key]
         here, eager = milliseconds(lambda: loaded(one), lambda: net(one))
+    check_finite(both.largest)
     difference, largest, threads = both.difference.item(), both.largest.item(), torch.get_num_threads()
     print(f"read back in {loaded.runtime}: {len(images):,} test images, {figure.title} {value:.2f}{figure.unit}")
     print(f"largest difference from eager PyTorch: {difference:.2g}, where the largest output is {largest:.3g}")
@@ -142,7 +149,9 @@ def main(argv: list[str] | None = None) -> None:
         f"(medians, {threads} thread{'s' * (threads > 1)})"
     )
     if not difference <= CLOSE * largest:
-        raise UserError(f"{file} does not compute what the network does: do not use it")
+        raise UserError(f"what was exported does not compute what the network does: {file} was not written")
+    write_whole(file, lambda opened: opened.write(content))
+    print(f"wrote: {file} ({len(content) / 2**20:,.1f} MiB)")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from helpers import unpack_runs
 
 from resnet_min.errors import UserError
 from resnet_min.inference import export, runtimes
+from resnet_min.training import checkpoint
 from tools import export as tool
 
 FORMATS = [
@@ -63,8 +64,23 @@ def test_a_file_that_computes_something_else_is_not_passed_over(runs, monkeypatc
         return net
 
     monkeypatch.setattr(export, "folded", spoilt)
-    with pytest.raises(UserError, match="does not compute what the network does"):
-        tool.main([str(runs / "classes-finished"), "--to", "pt2"])
+    run = runs / "classes-finished"
+    (run / "last.pt2").write_text("good")
+    before = sorted(run.iterdir())
+    with pytest.raises(UserError, match="does not compute what the network does: .*last.pt2 was not written"):
+        tool.main([str(run), "--to", "pt2", "--force"])
+    assert (run / "last.pt2").read_text() == "good" and sorted(run.iterdir()) == before
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_network_that_diverged_is_what_is_wrong(bad, runs):
+    run = runs / "classes-finished"
+    saved = checkpoint.load(run)
+    saved["model"]["fc.bias"][0] = bad
+    checkpoint.save(run / "last.pt", saved)
+    with pytest.raises(UserError, match="the weights are from a run that diverged"):
+        tool.main([str(run), "--to", "pt2"])
+    assert not (run / "last.pt2").exists()
 
 
 @pytest.mark.parametrize(
