@@ -6,6 +6,7 @@ import torch
 from PIL import Image, TiffImagePlugin
 
 from resnet_min import data
+from resnet_min.config import Config
 from resnet_min.data import decode
 from resnet_min.data.batches import Batches
 from resnet_min.data.preprocessing import Preprocessing
@@ -147,8 +148,20 @@ def test_pictures_of_16_bits_are_read_in_every_mode(tmp_path):
         (dict(std=(1, 0, 1)), "std is 3 numbers, of red, green and blue, above 0"),
         (dict(std=(1, float("nan"), 1)), "std is 3 numbers"),
         (dict(size=0), "at least 1 pixel"),
+        (
+            dict(mean=(123.7, 116.3, 103.5)),
+            "^mean is from 0 to 1, where white is 1; divide by 255 where it is 255: got",
+        ),
+        (dict(mean=(0.5, 0.5, -0.1)), "mean is from 0 to 1"),
+        (dict(std=(58.4, 57.1, 57.4)), "std is from 0 to 1, where white is 1"),
     ],
 )
 def test_normalisations_that_are_none(values, said):
     with pytest.raises(UserError, match=said):
         Preprocessing(**{**MIDDLE, "size": 32, **values})
+
+
+@pytest.mark.parametrize("mean, std", [(0, 1), (0.5, 0.5), (1, 1), (0, 1 / 255), (0.485, 0.229)])
+def test_normalisations_that_others_use(mean, std):
+    assert Preprocessing((mean,) * 3, (std,) * 3, 32).mean == (mean,) * 3
+    assert Config(mean=(mean,) * 3, std=(std,) * 3).std == (std,) * 3
