@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -43,6 +44,9 @@ def load(
     """
     if isinstance(source, Mapping):
         path, content = "the state_dict", dict(source)
+    elif not isinstance(source, (str, os.PathLike)):
+        got = None if source is None else type(source).__name__
+        raise UserError(f"load takes a run's folder, a file, or a state_dict of tensors by name; got {got}")
     else:
         path = checkpoint.find(source)
         content = checkpoint.read(path)

@@ -161,6 +161,15 @@ def test_refusals(tmp_path):
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("source, got", [(None, "None"), (5, "int"), (resnet_min.resnet20, "function")], ids=str)
+def test_what_is_no_source_is_refused(source, got, tmp_path, monkeypatch):
+    """The newest run, which None means to the scripts, is nothing that a program asks for."""
+    save(tmp_path / "runs" / "newest")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"^load takes a run's folder, a file, or a state_dict .*; got {got}$"):
+        resnet_min.load(source, "resnet20")
+
+
 def test_options_that_do_not_fit_the_weights_or_the_data(tmp_path):
     run = save(tmp_path / "run")
     with pytest.raises(UserError, match="part is data of --task crowd; .*last.pt is of --task classify"):
