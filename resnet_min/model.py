@@ -157,7 +157,8 @@ class Classifier:
                     these. They are resized and normalised as `preprocessing` says.
         batch_size  images that the network takes at a time
 
-        Raises ValueError where no normalisation is known, for a net in training mode, and for other images than these.
+        Raises ValueError where no normalisation is known, for a net in training mode, for other images than these, and
+        where the weights give no finite numbers.
         """
         if self.preprocessing is None:
             raise UserError(
@@ -171,6 +172,7 @@ class Classifier:
         weight = next(t for t in (*self.parameters(), *self.buffers()) if t.is_floating_point())
         batches = self.preprocessing.batches(images, batch_size, weight.device, weight.dtype)
         logits = torch.cat([self(batch) for batch in batches])
+        check_finite(logits)
         return logits.softmax(1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
@@ -304,6 +306,12 @@ def resnet(
 def backbone_of(net: nn.Module) -> ResNet:
     """The ResNet that `net` is or holds."""
     return next(module for module in net.modules() if isinstance(module, ResNet))
+
+
+def check_finite(outputs: Tensor) -> None:
+    """Raise UserError where a network's outputs are not all finite."""
+    if not outputs.isfinite().all():
+        raise UserError("the model's outputs are not all finite: the weights are from a run that diverged")
 
 
 def count_parameters(model: nn.Module, trained_only: bool = False) -> int:

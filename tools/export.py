@@ -103,8 +103,8 @@ def main(argv: list[str] | None = None) -> None:
 
     from resnet_min import fuse
     from resnet_min.inference import export, runtimes
+    from resnet_min.model import check_finite
     from resnet_min.tasks import trained
-    from resnet_min.tasks.task import check_finite
     from resnet_min.training import checkpoint, hardware
 
     path = checkpoint.find(args.checkpoint)

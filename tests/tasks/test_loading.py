@@ -101,6 +101,16 @@ def test_without_a_normalisation_there_is_no_prediction(tmp_path):
         net.predict(image)
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_network_that_diverged_is_said_to_have(bad, tmp_path):
+    net = resnet_min.load(save(tmp_path / "run"))
+    with torch.no_grad():
+        net.fc.bias[3] = bad
+    for one in (net, resnet_min.fuse(net)):
+        with pytest.raises(UserError, match="^the model's outputs are not all finite: the weights are from a run that"):
+            one.predict(np.zeros((2, 32, 32, 3), np.uint8))
+
+
 def test_weights_of_another_library(tmp_path):
     theirs = torchvision.models.resnet18(num_classes=7).eval()
     old = {name: value for name, value in theirs.state_dict().items() if "num_batches" not in name}  # before 0.4.1
