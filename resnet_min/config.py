@@ -7,6 +7,7 @@ import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
 from .errors import UserError
@@ -246,6 +247,11 @@ class Figure:
     def shown(self, value: float) -> str:
         """ "91.25%": a value with its unit."""
         return f"{value:.2f}{self.unit}"
+
+
+def is_count(value: Any) -> bool:
+    """Whether a value is a whole number of at least 1."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
 
 
 def flag(name: str) -> str:

@@ -67,8 +67,10 @@ def test_one_image_or_several_of_any_size(tmp_path):
             torch.testing.assert_close(net.predict(one), wanted[None])
     torch.testing.assert_close(net.predict(images, batch_size=2), several)
     assert net.predict([]).shape == net.predict(torch.zeros(0, 5, 5, 3, dtype=torch.uint8)).shape == (0, 10)
-    with pytest.raises(ValueError, match="batch_size must be at least 1; got 0"):
-        net.predict(images, batch_size=0)
+    assert torch.equal(net.predict(images, np.int64(256)), several)
+    for size in (0, "8", 2.5, None, True):
+        with pytest.raises(ValueError, match=f"^predict: batch_size is a whole number of at least 1; got {size!r}$"):
+            net.predict(images, size)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -156,6 +158,10 @@ def test_refusals(tmp_path):
         ((run, "resnet18"), {}, "is a resnet20; an arch"),
         ((run,), dict(classes=["a", "b"]), r"tells 10 classes; got the names \['a', 'b'\]"),
         ((run,), dict(classes="0123456789"), "tells 10 classes; got the names '0123456789'"),
+        ((run,), dict(classes=10), "tells 10 classes; got the names 10"),
+        ((run,), dict(classes=list("abcdefghha")), "^classes: each one has a name of its own; got 'a' 2 times$"),
+        ((weights, 20), {}, "unknown arch 20; known: resnet18"),
+        ((weights, ["resnet20"]), {}, r"unknown arch \['resnet20'\], did you mean resnet20\?; known: "),
         ((run,), dict(mean=(0, 0, 0)), "mean and std go together"),
         ((run,), dict(mean=(0, 0, 0), std=(1, 1)), "std is 3 numbers"),
         ((weights,), {}, "does not say of which network it is: give its arch"),
