@@ -17,11 +17,13 @@ import resnet_min
 import train
 from resnet_min import data
 from resnet_min.errors import UserError
+from resnet_min.inference.export import save_safetensors
 from resnet_min.tasks import trained
 from resnet_min.tasks.classify.options import ClassifyConfig
 from resnet_min.tasks.classify.task import predict
 from resnet_min.training import checkpoint
 from resnet_min.training.hardware import cpu
+from tools.export import about
 
 TINY = dict(arch="resnet20", blocks=(1, 1), widths=(8, 16), strides=(1, 2), mean=(0.3, 0.4, 0.5), std=(0.2, 0.3, 0.4))
 IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -141,6 +143,23 @@ def test_what_is_given_replaces_the_checkpoints(tmp_path):
     net = resnet_min.load(run, "resnet20", classes=list("abcdefghij"), mean=(0.1, 0.2, 0.3), std=(1, 1, 1))
     assert net.classes == tuple("abcdefghij") and net.preprocessing.mean == (0.1, 0.2, 0.3)
     assert (net.preprocessing.size, net.preprocessing.resize) == (24, 28)
+
+
+@pytest.mark.parametrize("spoilt", [{}, {"classes": ["a"]}, {"config": 5}, {"mean": "x"}], ids=str)
+def test_weights_that_were_exported_say_which_network_they_are_of(spoilt, tmp_path):
+    pytest.importorskip("safetensors")
+    run, file = save(tmp_path / "run", image_size=24, resize=28, option="B"), tmp_path / "net.safetensors"
+    subject = trained.load(run)
+    save_safetensors(subject.net, file, about(subject, (24, 24)) | spoilt)
+    if spoilt:
+        with pytest.raises(UserError, match="net.safetensors (is not a sound checkpoint|was trained as)") as error:
+            resnet_min.load(file)
+        assert "\n" not in str(error.value)
+        return
+    net, wanted, image = resnet_min.load(file), resnet_min.load(run), np.zeros((40, 40, 3), np.uint8)
+    assert torch.equal(net.predict(image), wanted.predict(image))
+    assert net.classes == wanted.classes and net.preprocessing == wanted.preprocessing
+    assert trained.load(file).task.config.option == "B"
 
 
 def test_odd_names_of_classes_are_kept(tmp_path):
