@@ -44,6 +44,20 @@ def test_the_receipt(task, name, flags, runs, capsys):
     assert len(about["classes"]) == {"classes": 10, "crowd": 0}[task] and str(runs) not in json.dumps(about)
 
 
+@pytest.mark.parametrize("name, flags", FORMATS)
+def test_weights_of_the_package_without_a_run_or_data(name, flags, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tool, "SECONDS", 0.01)
+    monkeypatch.chdir(tmp_path)
+    tool.main(["--weights", "cifar10", "--to", name, *flags])
+    said = capsys.readouterr().out
+    file = f"resnet20-cifar10{'-fused' * bool(flags)}.{name}"
+    assert (
+        "256 random images\n" in said and f"wrote: {file}" in said and "accuracy" not in said and "newest" not in said
+    )
+    assert [path.name for path in tmp_path.iterdir()] == [file]
+    assert len(export.load(tmp_path / file, tool.rebuilt).about["classes"]) == 10
+
+
 def test_a_file_that_is_there_stays(runs):
     run, file = str(runs / "classes-finished"), runs / "mine.pt2"
     file.write_text("mine")
@@ -90,6 +104,11 @@ def test_a_network_that_diverged_is_what_is_wrong(bad, runs):
         (["--to", "onnx", "--out", "net.pt2"], "--out net.pt2 must end in .onnx"),
         (["--to", "pt2", "-b", "0"], "--batch-size must be at least 1; got 0"),
         (["no-such-run", "--to", "pt2"], "no checkpoint at no-such-run"),
+        (
+            ["--weights", "cifar11", "--to", "pt2"],
+            "no weights 'cifar11' come with the package; it has resnet20-cifar10",
+        ),
+        (["run", "--weights", "cifar10", "--to", "pt2"], "run and --weights cifar10 both say what to export"),
     ],
 )
 def test_what_is_refused(flags, message, tmp_path, monkeypatch):
