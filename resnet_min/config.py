@@ -7,6 +7,7 @@ import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
 from .errors import UserError
@@ -138,6 +139,12 @@ class Config:
                 raise UserError(f"{flag(name)} needs 3 numbers, red, green and blue; got {len(getattr(self, name))}")
         if self.std is not None and min(self.std) <= 0:
             raise UserError(f"--std must be positive; got {' '.join(map(str, self.std))}")
+        for name in ("mean", "std"):
+            if not all(0 <= value <= 1 for value in getattr(self, name) or ()):
+                given = shown(getattr(self, name))
+                raise UserError(
+                    f"{flag(name)} is from 0 to 1, where white is 1; divide by 255 where it is 255: got {given}"
+                )
         for name in ("lr", "freeze_lr", "save_every", "t_max", "scale", "train_share"):
             if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"{flag(name)} must be positive; got {getattr(self, name)}")
@@ -240,6 +247,11 @@ class Figure:
     def shown(self, value: float) -> str:
         """ "91.25%": a value with its unit."""
         return f"{value:.2f}{self.unit}"
+
+
+def is_count(value: Any) -> bool:
+    """Whether a value is a whole number of at least 1."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
 
 
 def flag(name: str) -> str:

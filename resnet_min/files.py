@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,24 +34,39 @@ def named(path: str | Path) -> Iterator[None]:
 def write_whole(path: str | Path, content: str | Callable[[BinaryIO], object]) -> None:
     """Write a file so that `path` always holds a whole one: temporary name, flush to disk, rename. Makes its folder.
 
+    A link stays one, and a file keeps its mode. What is there and no regular file, such as a device or a pipe, is
+    written to as it is.
+
     content: a text, or what writes to an open file. Raises OSError that names `path` (a full disk, a read-only folder)
     and what `content` raises; `path` then holds what it held before.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     with named(path):
-        temporary, file = _temporary(path)
+        mode = os.stat(path).st_mode if os.path.exists(path) else None
+        if mode is not None and not stat.S_ISREG(mode):
+            with open(path, "wb") as file:
+                _write(file, content)
+            return
+        target = Path(os.path.realpath(path))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary, file = _temporary(target)
         try:
             with file:
-                if isinstance(content, str):
-                    file.write(content.encode())
-                else:
-                    content(file)
+                _write(file, content)
                 file.flush()
                 os.fsync(file.fileno())
-                os.replace(temporary, path)
+                if mode is not None:
+                    with contextlib.suppress(OSError):  # a file system without modes
+                        os.chmod(temporary, stat.S_IMODE(mode))
+                os.replace(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _write(file: BinaryIO, content: str | Callable[[BinaryIO], object]) -> None:
+    if isinstance(content, str):
+        file.write(content.encode())
+    else:
+        content(file)
 
 
 def _temporary(path: Path) -> tuple[Path, BinaryIO]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from . import kernels
 from . import weights as packaged
-from .config import ARCHS, did_you_mean
+from .config import ARCHS, did_you_mean, is_count
 from .errors import UserError
 
 if TYPE_CHECKING:
@@ -157,7 +157,8 @@ class Classifier:
                     these. They are resized and normalised as `preprocessing` says.
         batch_size  images that the network takes at a time
 
-        Raises ValueError where no normalisation is known, for a net in training mode, and for other images than these.
+        Raises ValueError where no normalisation is known, for a net in training mode, for other images than these, and
+        where the weights give no finite numbers.
         """
         if self.preprocessing is None:
             raise UserError(
@@ -166,11 +167,12 @@ class Classifier:
             )
         if self.training:
             raise UserError("predict: the net is in training mode; call .eval() first")
-        if batch_size < 1:
-            raise UserError(f"predict: batch_size must be at least 1; got {batch_size}")
+        if not is_count(batch_size):
+            raise UserError(f"predict: batch_size is a whole number of at least 1; got {batch_size!r}")
         weight = next(t for t in (*self.parameters(), *self.buffers()) if t.is_floating_point())
-        batches = self.preprocessing.batches(images, batch_size, weight.device, weight.dtype)
+        batches = self.preprocessing.batches(images, int(batch_size), weight.device, weight.dtype)
         logits = torch.cat([self(batch) for batch in batches])
+        check_finite(logits)
         return logits.softmax(1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
@@ -264,8 +266,10 @@ def resnet(
     >>> sum(p.numel() for p in resnet("resnet18").parameters())
     11173962
     """
-    if arch not in ARCH:
-        raise UserError(f"unknown arch {arch!r}{did_you_mean(arch, ARCH)}; known: {', '.join(ARCH)}")
+    if arch not in ARCHS:  # whatever it may be
+        raise UserError(f"unknown arch {arch!r:.80}{did_you_mean(str(arch), ARCH)}; known: {', '.join(ARCH)}")
+    if not is_count(num_classes):
+        raise UserError(f"num_classes is a whole number of at least 1; got {num_classes!r}")
     if stem not in ("cifar", "imagenet", "cifar-pool"):
         raise UserError(f"unknown stem {stem!r}; known: cifar, imagenet, cifar-pool")
     if weights is not None and (stem != "cifar" or any((plain, blocks, widths, strides, option))):
@@ -304,6 +308,12 @@ def resnet(
 def backbone_of(net: nn.Module) -> ResNet:
     """The ResNet that `net` is or holds."""
     return next(module for module in net.modules() if isinstance(module, ResNet))
+
+
+def check_finite(outputs: Tensor) -> None:
+    """Raise UserError where a network's outputs are not all finite."""
+    if not outputs.isfinite().all():
+        raise UserError("the model's outputs are not all finite: the weights are from a run that diverged")
 
 
 def count_parameters(model: nn.Module, trained_only: bool = False) -> int:

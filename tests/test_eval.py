@@ -91,7 +91,7 @@ def test_evaluates_a_run_and_draws(run, capsys):
 
 
 def test_every_picture(run, tmp_path, capsys):
-    change(run, mean=[0.0, 0.0, 9.0])  # "red" is taken for another colour
+    change(run, mean=[0.0, 0.0, 1.0])  # "red" is taken for another colour
     (run / "last.pt").rename(run / "best.pt")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -108,7 +108,7 @@ def test_a_report_has_everything_of_every_network(run, tmp_path, capsys, monkeyp
     monkeypatch.chdir(tmp_path)
     other = tmp_path / "runs" / "blind-1"
     shutil.copytree(run, other)
-    change(other, mean=[0.0, 0.0, 9.0])
+    change(other, mean=[0.0, 0.0, 1.0])
     for folder in (run, other):
         row = {"epoch": 1, "train_loss": 1.0, "train_accuracy": 50.0, "test_loss": 1.0, "test_accuracy": 40.0}
         (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
@@ -145,7 +145,7 @@ def test_several_checkpoints_are_compared(run, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     other = tmp_path / "runs" / "blind-1"
     shutil.copytree(run, other)
-    change(other, mean=[0.0, 0.0, 9.0])
+    change(other, mean=[0.0, 0.0, 1.0])
     script.main([str(run), str(other), str(run), "--confusion", "--out", "pictures", "--json", "f.json"])
     text = capsys.readouterr().out
     rows = [line.split() for line in text[text.rindex("network ") :].splitlines()]
@@ -175,7 +175,7 @@ def test_test_time_flips_average_an_image_and_its_mirror(run, tmp_path, capsys):
 
 
 def test_the_checkpoint_decides_the_normalisation(run, capsys):
-    change(run, mean=[0.0, 0.0, 9.0])  # "red" is far below the mean, so never the brightest
+    change(run, mean=[0.0, 0.0, 1.0])  # "red" is far below the mean, so never the brightest
     script.main([str(run / "last.pt")])
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("red"))
     assert line.split()[1:4] == ["7", "0.00%", "undefined"]

@@ -60,18 +60,53 @@ def test_a_file_swept_before_it_was_locked_is_made_anew(tmp_path, monkeypatch):
     assert len(calls) == 2 and calls[0].closed and Path(tmp_path, "file").read_text() == "whole"
 
 
-def test_a_link_that_others_planted_is_not_followed(tmp_path, monkeypatch):
-    """Neither at the file's own name, nor at the temporary one, were it known."""
-    target = tmp_path / "target"
-    target.write_text("mine")
-    (tmp_path / "file").symlink_to(target)
+def test_a_link_that_others_planted_at_the_temporary_name_is_not_followed(tmp_path, monkeypatch):
+    (tmp_path / "target").write_text("mine")
     write_whole(tmp_path / "file", "new")
-    assert target.read_text() == "mine" and (tmp_path / "file").read_text() == "new"
     monkeypatch.setattr("uuid.uuid4", lambda: type("Known", (), {"hex": "0" * 32}))
-    (tmp_path / f".file.{'0' * 32}.tmp").symlink_to(target)
+    (tmp_path / f".file.{'0' * 32}.tmp").symlink_to(tmp_path / "target")
     with pytest.raises(FileExistsError):
         write_whole(tmp_path / "file", "newer")
-    assert target.read_text() == "mine" and (tmp_path / "file").read_text() == "new"
+    assert (tmp_path / "target").read_text() == "mine" and (tmp_path / "file").read_text() == "new"
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_file_that_a_link_names_is_written(tmp_path, there):
+    (tmp_path / "elsewhere").mkdir()
+    link, target = tmp_path / "link", tmp_path / "elsewhere" / "target"
+    if there:
+        target.write_text("old")
+    link.symlink_to("elsewhere/target")
+    write_whole(link, "new")
+    assert link.is_symlink() and not target.is_symlink() and target.read_text() == "new"
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_what_is_no_regular_file_stays_what_it_is(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for path in (tmp_path / "pipe", tmp_path / "link"):
+        reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        write_whole(path, "new")
+        assert os.read(reader, 9) == b"new"
+        os.close(reader)
+    receiver, sender = os.pipe()
+    write_whole(f"/dev/fd/{sender}", "new")  # a link to no path that there is
+    assert os.read(receiver, 9) == b"new"
+    os.close(receiver)
+    os.close(sender)
+    assert (tmp_path / "pipe").is_fifo() and (tmp_path / "link").is_symlink()
+    with pytest.raises(IsADirectoryError):
+        write_whole(tmp_path, "new")
+
+
+def test_a_file_keeps_its_mode(tmp_path):
+    path = tmp_path / "file"
+    for mode in (0o600, 0o664, 0o755):
+        path.touch()
+        path.chmod(mode)
+        write_whole(path, "new")
+        assert path.stat().st_mode & 0o7777 == mode and path.read_text() == "new"
 
 
 def test_temporary_names_cannot_be_guessed(tmp_path, monkeypatch):

@@ -121,6 +121,10 @@ def test_macs_of_resnet18():
     ("options", "says"),
     [
         ({"arch": "resnet19"}, "did you mean resnet"),
+        ({"arch": 18}, "unknown arch 18; known: resnet18"),
+        ({"arch": "resnet20", "num_classes": 0}, "num_classes is a whole number of at least 1; got 0"),
+        ({"arch": "resnet20", "num_classes": -1}, "num_classes is a whole number of at least 1; got -1"),
+        ({"arch": "resnet20", "num_classes": 2.5}, "num_classes is a whole number of at least 1; got 2.5"),
         ({"arch": "resnet18", "stem": "round"}, "cifar-pool"),
         ({"arch": "resnet18", "blocks": (2, 2)}, "one number a stage"),
         ({"arch": "resnet18", "strides": (1, 0, 2, 2)}, "positive"),

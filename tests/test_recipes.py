@@ -138,6 +138,8 @@ def test_config_survives_json():
         ({"milestones": (5, 5)}, "--milestones must be positive and increasing"),
         ({"mean": (0.5, 0.5)}, "--mean needs 3 numbers"),
         ({"std": (0.5, 0.5, 0)}, "--std must be positive"),
+        ({"mean": (123.7, 116.3, 103.5)}, "--mean is from 0 to 1, where white is 1; divide by 255"),
+        ({"std": (0.5, 0.5, 57)}, "--std is from 0 to 1, where white is 1"),
         ({"image_size": 0}, "--image-size must be at least 1"),
         ({"freeze": "first-last", "freeze_children": 3}, "give one of them"),
         ({"freeze_bn": True}, "--freeze-bn needs --freeze or --freeze-children"),

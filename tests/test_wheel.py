@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,23 @@ for name in names:
 import resnet_min
 print(json.dumps({**resnet_min.build_info(), "metadata": dict(ours.metadata), "requires": ours.requires}))
 """
+
+
+def test_a_source_distribution_has_no_tests(tmp_path):
+    """Some of them, without what they import, would be of no use. The kernels' sources are there."""
+    pytest.importorskip("setuptools", "77.0.3")
+    ignored = shutil.ignore_patterns("*.so", "_build.json", "__pycache__", "*.egg-info")
+    for name in ("csrc", "resnet_min", "tests"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=ignored)
+    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    code = "from setuptools import build_meta; build_meta.build_sdist('made')"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True)
+    (made,) = (tmp_path / "made").iterdir()
+    with tarfile.open(made) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"setup.py", "csrc/module.cpp", "csrc/check.h", "resnet_min/model.py", "resnet_min/py.typed"} <= names
+    assert not [name for name in names if name.startswith("tests")]
 
 
 def test_a_wheel_has_every_module(tmp_path):

@@ -105,11 +105,14 @@ def rgb(image: PIL.Image.Image, size: int | None) -> np.ndarray:
     """A Pillow image of any mode → uint8 [size,size,3]; its own [h,w,3] where `size` is None.
 
     A camera's note of how it was held is followed, alpha is dropped, grey of 16 bits is rounded to 8. The shorter side
-    is resized to `size` (bilinear, antialiased) and the middle kept. Raises what Pillow does where it is damaged.
+    is resized to `size` (bilinear, antialiased) and the middle kept. Raises what Pillow does where it is damaged, and
+    ValueError where its values are of 32 bits: what white is among them nobody says.
     """
     from PIL import Image, ImageOps
 
     image.load()
+    if image.mode == "F" or (image.mode == "I" and not _has_16_bits(image)):
+        raise ValueError(f"it holds {'float' if image.mode == 'F' else 'int'}32 values; save it with 8 or 16 bits")
     if "exif" in image.info:
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16 bits of grey, which convert() would clip
@@ -120,6 +123,12 @@ def rgb(image: PIL.Image.Image, size: int | None) -> np.ndarray:
     if size is not None and image.size != (size, size):
         image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
     return np.asarray(image)
+
+
+def _has_16_bits(image: PIL.Image.Image) -> bool:
+    """Whether an image of mode "I", 32 bits, was made so of a file of 16, as Pillow does of some."""
+    bits = getattr(image, "tag_v2", {}).get(258)  # TIFF's BitsPerSample
+    return image.format in ("PNG", "PPM") or bits == (16,)
 
 
 def is_sound(content: dict[str, Any], size: int) -> bool:

@@ -25,7 +25,7 @@ class Preprocessing:
 
     mean, std: of each channel, where white is 1. size, resize: height and width in pixels; None: no second resizing.
     The first is `decode.rgb` (Pillow), the second `Batches` (on the device). An image of `size` is only normalised.
-    Raises UserError for a mean or std that is not three numbers, std above 0, or for a size below 1.
+    Raises UserError for a mean or std that is not three numbers, from 0 to 1, std above 0, or for a size below 1.
     """
 
     mean: tuple[float, float, float]
@@ -43,6 +43,10 @@ class Preprocessing:
             if len(values) != 3 or not all(map(math.isfinite, values)) or (name == "std" and min(values) <= 0):
                 above = ", above 0" if name == "std" else ""
                 raise UserError(f"{name} is 3 numbers, of red, green and blue{above}; got {given!r}")
+            if not 0 <= min(values) <= max(values) <= 1:
+                raise UserError(
+                    f"{name} is from 0 to 1, where white is 1; divide by 255 where it is 255: got {given!r}"
+                )
             object.__setattr__(self, name, values)
         if min(self.size, self.resize or 1) < 1:
             raise UserError(f"sizes are at least 1 pixel; got {self.size} and {self.resize}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -43,6 +45,9 @@ def load(
     """
     if isinstance(source, Mapping):
         path, content = "the state_dict", dict(source)
+    elif not isinstance(source, (str, os.PathLike)):
+        got = None if source is None else type(source).__name__
+        raise UserError(f"load takes a run's folder, a file, or a state_dict of tensors by name; got {got}")
     else:
         path = checkpoint.find(source)
         content = checkpoint.read(path)
@@ -58,9 +63,13 @@ def load(
     else:
         net = from_state_dict(transfer.weights_in(content, path), arch, str(path))
     if classes is not None:
-        if isinstance(classes, str) or len(classes) != net.fc.out_features:
+        names = () if isinstance(classes, str) or not isinstance(classes, Iterable) else tuple(classes)
+        if len(names) != net.fc.out_features:
             raise UserError(f"{path} tells {net.fc.out_features} classes; got the names {classes!r}")
-        net.classes = tuple(classes)
+        ((name, times),) = Counter(map(str, names)).most_common(1)
+        if times > 1:
+            raise UserError(f"classes: each one has a name of its own; got {name!r} {times} times")
+        net.classes = names
     if (mean is None) != (std is None):
         raise UserError("mean and std go together: give both or neither")
     if mean is not None:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..data.sources import NEEDED
-from ..errors import UserError
 from ..model import ResNet, resnet
 from ..training.hardware import Hardware
 from .options import TaskConfig
@@ -172,9 +171,3 @@ def with_bar(batches: Batches, where: Hardware, what: str = "evaluating") -> Ite
     from tqdm.auto import tqdm
 
     return iter(tqdm(batches.ordered(), what, len(batches), leave=False, disable=None if where.world.first else True))
-
-
-def check_finite(outputs: Tensor) -> None:
-    """Raise UserError where a network's outputs are not all finite."""
-    if not outputs.isfinite().all():
-        raise UserError("the model's outputs are not all finite: the weights are from a run that diverged")

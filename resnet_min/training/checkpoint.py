@@ -33,7 +33,7 @@ from .. import __version__
 from ..config import Config
 from ..errors import UserError
 from ..files import write_whole
-from . import validate
+from . import foreign, validate
 
 KEYS = tuple(validate.FORM)
 
@@ -145,21 +145,30 @@ def find(path: str | Path | None = None) -> Path:
 
 
 def read(path: Path) -> Any:
-    """What torch.save wrote, on the CPU; no code in the file is run. Raises UserError where it cannot be read."""
-    validate.check_file(path)
-    try:
-        # torchvision's and timm's training scripts save their options, an object without code, beside the weights.
-        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
-            warnings.simplefilter("ignore")  # on what kind of pickle it is
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # anything may be in a damaged file, and torch's reader has no kind of its own
-        why = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path} is not a readable checkpoint: {why}") from None
+    """What torch.save or safetensors wrote, on the CPU; no code in the file is run. Raises UserError for all else."""
+    if path.suffix in foreign.OPENED_BY:
+        raise UserError(
+            f"{path} is an exported graph, which {foreign.OPENED_BY[path.suffix]} opens; "
+            "wanted the checkpoint that it was made of, or its weights"
+        )
+    content = foreign.read_safetensors(path) if path.suffix == ".safetensors" else _unpickled(path)
     validate.check_content(content, path)
     if is_ours(content):
         validate.check_form(content, path)
         content.pop("digest", None)
     return content
+
+
+def _unpickled(path: Path) -> Any:
+    validate.check_file(path)
+    try:
+        # torchvision's and timm's training scripts save their options, an object without code, beside the weights.
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+            warnings.simplefilter("ignore")  # on what kind of pickle it is
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # anything may be in a damaged file, and torch's reader has no kind of its own
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path} is not a readable checkpoint: {why}") from None
 
 
 def load(path: str | Path) -> dict[str, Any]:

@@ -196,20 +196,29 @@ def joined() -> Iterator[World]:
     """The world that this process was started in: of one, or by torchrun's environment variables of several.
 
     Of several, the others than the first print nothing; whichever meets an error a user can cause is the only one to
-    say it, and those whose peers are gone leave too. Raises UserError for an environment that is not whole.
+    say it, and those whose peers are gone leave too. Raises UserError for an environment that is not whole or wrong.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = variable("WORLD_SIZE", 1) if "WORLD_SIZE" in os.environ else 1
     if size == 1:
         yield World()
         return
-    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
     if missing:
         raise UserError(f"WORLD_SIZE is {size}, but {', '.join(missing)} is not set: start the processes by torchrun")
-    rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
-    with ended_by_signals():
-        store, _, _ = next(dist.rendezvous("env://", timeout=PATIENCE))
-        store = dist.PrefixStore(f"{restarts()}/{size}", store)  # torchrun's own, which remembers processes of before
-        dist.init_process_group(store=store, rank=rank, world_size=size, timeout=PATIENCE)
+    rank, local_rank = variable("RANK", 0, size - 1), variable("LOCAL_RANK", 0, size - 1)
+    address, port = os.environ["MASTER_ADDR"], variable("MASTER_PORT", 1, 65535)
+    try:
+        socket.getaddrinfo(address, port)  # torch would ask again and again, for all of PATIENCE
+        with ended_by_signals():
+            store, _, _ = next(dist.rendezvous("env://", timeout=PATIENCE))
+            store = dist.PrefixStore(f"{restarts()}/{size}", store)  # torchrun's own, which remembers those of before
+            dist.init_process_group(store=store, rank=rank, world_size=size, timeout=PATIENCE)
+    except (socket.gaierror, UnicodeError) as error:
+        raise UserError(f"MASTER_ADDR is {address!r}, which has no address here ({error})") from None
+    except RuntimeError as error:
+        taken = "EADDRINUSE" in str(error)
+        why = "something listens at MASTER_PORT already: choose another" if taken else last_words(error)
+        raise UserError(f"cannot join the other processes at {address}:{port}: {why}") from None
     try:
         with contextlib.ExitStack() as silence:
             if rank > 0:
@@ -233,6 +242,16 @@ def joined() -> Iterator[World]:
         raise UserError(f"another process is gone, so rank {rank} stops too ({last_words(error)})") from None
     finally:
         dist.destroy_process_group()
+
+
+def variable(name: str, least: int, most: int | None = None) -> int:
+    """The whole number that an environment variable has to be. Raises UserError where it is another, or none."""
+    text = os.environ[name]
+    value = int(text) if text.isdecimal() and len(text) < 10 else -1
+    if value < least or (most is not None and value > most):
+        wanted = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise UserError(f"{name} is {text!r:.80}; wanted a whole number {wanted}: start the processes by torchrun")
+    return value
 
 
 @contextlib.contextmanager

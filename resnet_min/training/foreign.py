@@ -6,12 +6,16 @@
     akamaster/pytorch_resnet_cifar10    likewise; its option A pads on both sides
     weiaicunzai/pytorch-cifar100    `conv2_x.0.residual_function.3.weight` is our `layer1.0.conv2.weight`
 
+A file is one that torch.save wrote, or a .safetensors file: anybody's, or one of ours by tools/export.py, which says of
+which network it is.
+
 Names and shapes are all that a file has to say of a network. Two that agree in these and compute something else (with
 strides elsewhere, with blurred pooling) cannot be told apart.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -21,7 +25,8 @@ from torch import Tensor
 
 from ..errors import UserError
 
-HOLDERS = ("net", "state_dict", "model")  # what a checkpoint calls its weights
+HOLDERS = ("net", "state_dict", "model", "model_state_dict", "state_dict_ema")  # what others call weights; first wins
+OPENED_BY = {".pt2": "torch.export.load", ".onnx": "ONNX Runtime"}  # graphs, of which no network of ours is made
 WRAPPERS = ("module.", "_orig_mod.")  # of DataParallel and DistributedDataParallel, of torch.compile
 RENAMED = ((r"^linear\.", "fc."), (r"\.shortcut\.", ".downsample."))
 WEIAICUNZAI = (
@@ -33,6 +38,27 @@ WEIAICUNZAI = (
         lambda found: f".{('conv', 'bn', 'relu')[int(found[1]) % 3]}{int(found[1]) // 3 + 1}.",
     ),
 )
+
+
+def read_safetensors(path: str | Path) -> dict[str, Any]:
+    """The weights in a .safetensors file; in one that tools/export.py wrote, a checkpoint that has trained no step.
+
+    Raises UserError where it is damaged, or the package safetensors is missing.
+    """
+    try:
+        from safetensors import safe_open
+    except ImportError:
+        raise UserError(f"{path} needs the package safetensors: pip install safetensors") from None
+    try:
+        with safe_open(path, "pt") as opened:
+            weights, said = {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}
+        if not said.keys() >= {"config", "classes", "mean", "std"}:
+            return weights
+        known = {name: json.loads(said[name]) for name in ("config", "classes", "mean", "std")}
+    except Exception as error:  # anything may be in a damaged file
+        raise UserError(f"{path} is not a readable .safetensors file: {error}") from None
+    steps = {"optimizer": {"state": {}, "param_groups": []}, "schedule": {}, "epoch": 0, "step": 0}
+    return {"model": weights, **known, **steps, "rng": {"cpu": torch.empty(0, dtype=torch.uint8)}, "versions": {}}
 
 
 def unwrapped(content: Any) -> Any:

@@ -15,6 +15,7 @@ from ..errors import UserError
 from ..model import ResNet, backbone_of
 from . import checkpoint, foreign, validate
 
+KEYS = 5  # of a file without weights, that an error names
 MAY_DIFFER = ("conv1.weight", "fc.weight", "fc.bias")  # another stem, another number of classes
 
 
@@ -86,7 +87,11 @@ def weights_in(content: Any, path: str | Path) -> dict[str, Tensor]:
     """
     weights = foreign.unwrapped(content)
     if not weights or not validate.is_by_name(weights, lambda value: isinstance(value, Tensor)):
-        raise UserError(f"{path} holds no weights: wanted a resnet_min checkpoint, or a state_dict of tensors by name")
+        keys = [f"{key!a:.40}" for key in content] if isinstance(content, dict) else [f"a {type(content).__name__}"]
+        raise UserError(
+            f"{path} holds no weights, but {', '.join(keys[:KEYS]) or 'nothing'}{', …' * (len(keys) > KEYS)}; "
+            "wanted a resnet_min checkpoint, or a state_dict of tensors by name"
+        )
     return foreign.as_ours(weights, path)
 
 

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from resnet_min import data
+from resnet_min.config import Config
+from resnet_min.data import decode
 from resnet_min.data.batches import Batches
 from resnet_min.data.preprocessing import Preprocessing
 from resnet_min.errors import UserError
@@ -108,6 +110,35 @@ def test_a_damaged_picture_is_named(tmp_path):
         ready([Image.new("L", (4, 4)), picture])
 
 
+def test_pictures_of_32_bits_are_not_black(tmp_path):
+    grey = np.linspace(0, 255, 32 * 32, dtype=np.float32).reshape(32, 32)
+    for number, values in enumerate((grey, grey / 255, grey.astype(np.int32), 257 * grey.astype(np.int32))):
+        said = f"holds {values.dtype} values; save it with 8 or 16 bits"
+        picture = Image.fromarray(values)
+        picture.save(tmp_path / f"{number}.tiff")
+        with pytest.raises(UserError, match=f"^image 0 cannot be read: it {said}$"):
+            ready([picture])
+        with pytest.raises(UserError, match=f"{number}.tiff: it {said}$"):
+            decode.pixels(str(tmp_path / f"{number}.tiff"), 32)
+
+
+def test_pictures_of_16_bits_are_read_in_every_mode(tmp_path):
+    values = noise(32, 32).astype(np.int32) * 257
+    Image.fromarray(values).save(tmp_path / "x.ppm")
+    for kind in ("png", "tiff"):
+        Image.fromarray(values.astype(np.uint16)).save(tmp_path / f"x.{kind}")
+    signed = TiffImagePlugin.ImageFileDirectory_v2()
+    signed[339] = 2  # SampleFormat: signed, which Pillow opens with 32 bits
+    Image.fromarray((values // 2).astype(np.uint16)).save(tmp_path / "signed.tiff", tiffinfo=signed)
+    seen = {}
+    for name, white in (("x.ppm", 257), ("x.png", 257), ("x.tiff", 257), ("signed.tiff", 514)):
+        with Image.open(tmp_path / name) as picture:
+            seen[name] = picture.mode
+            got = decode.rgb(picture, 32)[..., 0]
+        assert np.abs(got - values / white).max() < 0.6, name
+    assert seen["x.ppm"] == seen["signed.tiff"] == "I"
+
+
 @pytest.mark.parametrize(
     ("values", "said"),
     [
@@ -117,8 +148,20 @@ def test_a_damaged_picture_is_named(tmp_path):
         (dict(std=(1, 0, 1)), "std is 3 numbers, of red, green and blue, above 0"),
         (dict(std=(1, float("nan"), 1)), "std is 3 numbers"),
         (dict(size=0), "at least 1 pixel"),
+        (
+            dict(mean=(123.7, 116.3, 103.5)),
+            "^mean is from 0 to 1, where white is 1; divide by 255 where it is 255: got",
+        ),
+        (dict(mean=(0.5, 0.5, -0.1)), "mean is from 0 to 1"),
+        (dict(std=(58.4, 57.1, 57.4)), "std is from 0 to 1, where white is 1"),
     ],
 )
 def test_normalisations_that_are_none(values, said):
     with pytest.raises(UserError, match=said):
         Preprocessing(**{**MIDDLE, "size": 32, **values})
+
+
+@pytest.mark.parametrize("mean, std", [(0, 1), (0.5, 0.5), (1, 1), (0, 1 / 255), (0.485, 0.229)])
+def test_normalisations_that_others_use(mean, std):
+    assert Preprocessing((mean,) * 3, (std,) * 3, 32).mean == (mean,) * 3
+    assert Config(mean=(mean,) * 3, std=(std,) * 3).std == (std,) * 3

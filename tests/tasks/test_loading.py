@@ -17,11 +17,13 @@ import resnet_min
 import train
 from resnet_min import data
 from resnet_min.errors import UserError
+from resnet_min.inference.export import save_safetensors
 from resnet_min.tasks import trained
 from resnet_min.tasks.classify.options import ClassifyConfig
 from resnet_min.tasks.classify.task import predict
 from resnet_min.training import checkpoint
 from resnet_min.training.hardware import cpu
+from tools.export import about
 
 TINY = dict(arch="resnet20", blocks=(1, 1), widths=(8, 16), strides=(1, 2), mean=(0.3, 0.4, 0.5), std=(0.2, 0.3, 0.4))
 IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -67,8 +69,10 @@ def test_one_image_or_several_of_any_size(tmp_path):
             torch.testing.assert_close(net.predict(one), wanted[None])
     torch.testing.assert_close(net.predict(images, batch_size=2), several)
     assert net.predict([]).shape == net.predict(torch.zeros(0, 5, 5, 3, dtype=torch.uint8)).shape == (0, 10)
-    with pytest.raises(ValueError, match="batch_size must be at least 1; got 0"):
-        net.predict(images, batch_size=0)
+    assert torch.equal(net.predict(images, np.int64(256)), several)
+    for size in (0, "8", 2.5, None, True):
+        with pytest.raises(ValueError, match=f"^predict: batch_size is a whole number of at least 1; got {size!r}$"):
+            net.predict(images, size)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -101,6 +105,16 @@ def test_without_a_normalisation_there_is_no_prediction(tmp_path):
         net.predict(image)
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_network_that_diverged_is_said_to_have(bad, tmp_path):
+    net = resnet_min.load(save(tmp_path / "run"))
+    with torch.no_grad():
+        net.fc.bias[3] = bad
+    for one in (net, resnet_min.fuse(net)):
+        with pytest.raises(UserError, match="^the model's outputs are not all finite: the weights are from a run that"):
+            one.predict(np.zeros((2, 32, 32, 3), np.uint8))
+
+
 def test_weights_of_another_library(tmp_path):
     theirs = torchvision.models.resnet18(num_classes=7).eval()
     old = {name: value for name, value in theirs.state_dict().items() if "num_batches" not in name}  # before 0.4.1
@@ -131,6 +145,23 @@ def test_what_is_given_replaces_the_checkpoints(tmp_path):
     assert (net.preprocessing.size, net.preprocessing.resize) == (24, 28)
 
 
+@pytest.mark.parametrize("spoilt", [{}, {"classes": ["a"]}, {"config": 5}, {"mean": "x"}], ids=str)
+def test_weights_that_were_exported_say_which_network_they_are_of(spoilt, tmp_path):
+    pytest.importorskip("safetensors")
+    run, file = save(tmp_path / "run", image_size=24, resize=28, option="B"), tmp_path / "net.safetensors"
+    subject = trained.load(run)
+    save_safetensors(subject.net, file, about(subject, (24, 24)) | spoilt)
+    if spoilt:
+        with pytest.raises(UserError, match="net.safetensors (is not a sound checkpoint|was trained as)") as error:
+            resnet_min.load(file)
+        assert "\n" not in str(error.value)
+        return
+    net, wanted, image = resnet_min.load(file), resnet_min.load(run), np.zeros((40, 40, 3), np.uint8)
+    assert torch.equal(net.predict(image), wanted.predict(image))
+    assert net.classes == wanted.classes and net.preprocessing == wanted.preprocessing
+    assert trained.load(file).task.config.option == "B"
+
+
 def test_odd_names_of_classes_are_kept(tmp_path):
     odd = ("a b", "$x_1$", "naïve\n", "\udcff", "", "猫", "1e3", "None", "a/b", "x" * 300)
     assert resnet_min.load(save(tmp_path / "run", classes=odd)).classes == odd
@@ -146,6 +177,10 @@ def test_refusals(tmp_path):
         ((run, "resnet18"), {}, "is a resnet20; an arch"),
         ((run,), dict(classes=["a", "b"]), r"tells 10 classes; got the names \['a', 'b'\]"),
         ((run,), dict(classes="0123456789"), "tells 10 classes; got the names '0123456789'"),
+        ((run,), dict(classes=10), "tells 10 classes; got the names 10"),
+        ((run,), dict(classes=list("abcdefghha")), "^classes: each one has a name of its own; got 'a' 2 times$"),
+        ((weights, 20), {}, "unknown arch 20; known: resnet18"),
+        ((weights, ["resnet20"]), {}, r"unknown arch \['resnet20'\], did you mean resnet20\?; known: "),
         ((run,), dict(mean=(0, 0, 0)), "mean and std go together"),
         ((run,), dict(mean=(0, 0, 0), std=(1, 1)), "std is 3 numbers"),
         ((weights,), {}, "does not say of which network it is: give its arch"),
@@ -159,6 +194,15 @@ def test_refusals(tmp_path):
         with pytest.raises(UserError, match=said) as error:
             resnet_min.load(*args, **named)
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("source, got", [(None, "None"), (5, "int"), (resnet_min.resnet20, "function")], ids=str)
+def test_what_is_no_source_is_refused(source, got, tmp_path, monkeypatch):
+    """The newest run, which None means to the scripts, is nothing that a program asks for."""
+    save(tmp_path / "runs" / "newest")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"^load takes a run's folder, a file, or a state_dict .*; got {got}$"):
+        resnet_min.load(source, "resnet20")
 
 
 def test_options_that_do_not_fit_the_weights_or_the_data(tmp_path):

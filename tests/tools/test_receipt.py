@@ -9,6 +9,7 @@ from helpers import unpack_runs
 
 from resnet_min.errors import UserError
 from resnet_min.inference import export, runtimes
+from resnet_min.training import checkpoint
 from tools import export as tool
 
 FORMATS = [
@@ -43,6 +44,20 @@ def test_the_receipt(task, name, flags, runs, capsys):
     assert len(about["classes"]) == {"classes": 10, "crowd": 0}[task] and str(runs) not in json.dumps(about)
 
 
+@pytest.mark.parametrize("name, flags", FORMATS)
+def test_weights_of_the_package_without_a_run_or_data(name, flags, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tool, "SECONDS", 0.01)
+    monkeypatch.chdir(tmp_path)
+    tool.main(["--weights", "cifar10", "--to", name, *flags])
+    said = capsys.readouterr().out
+    file = f"resnet20-cifar10{'-fused' * bool(flags)}.{name}"
+    assert (
+        "256 random images\n" in said and f"wrote: {file}" in said and "accuracy" not in said and "newest" not in said
+    )
+    assert [path.name for path in tmp_path.iterdir()] == [file]
+    assert len(export.load(tmp_path / file, tool.rebuilt).about["classes"]) == 10
+
+
 def test_a_file_that_is_there_stays(runs):
     run, file = str(runs / "classes-finished"), runs / "mine.pt2"
     file.write_text("mine")
@@ -63,8 +78,23 @@ def test_a_file_that_computes_something_else_is_not_passed_over(runs, monkeypatc
         return net
 
     monkeypatch.setattr(export, "folded", spoilt)
-    with pytest.raises(UserError, match="does not compute what the network does"):
-        tool.main([str(runs / "classes-finished"), "--to", "pt2"])
+    run = runs / "classes-finished"
+    (run / "last.pt2").write_text("good")
+    before = sorted(run.iterdir())
+    with pytest.raises(UserError, match="does not compute what the network does: .*last.pt2 was not written"):
+        tool.main([str(run), "--to", "pt2", "--force"])
+    assert (run / "last.pt2").read_text() == "good" and sorted(run.iterdir()) == before
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_network_that_diverged_is_what_is_wrong(bad, runs):
+    run = runs / "classes-finished"
+    saved = checkpoint.load(run)
+    saved["model"]["fc.bias"][0] = bad
+    checkpoint.save(run / "last.pt", saved)
+    with pytest.raises(UserError, match="the weights are from a run that diverged"):
+        tool.main([str(run), "--to", "pt2"])
+    assert not (run / "last.pt2").exists()
 
 
 @pytest.mark.parametrize(
@@ -74,6 +104,11 @@ def test_a_file_that_computes_something_else_is_not_passed_over(runs, monkeypatc
         (["--to", "onnx", "--out", "net.pt2"], "--out net.pt2 must end in .onnx"),
         (["--to", "pt2", "-b", "0"], "--batch-size must be at least 1; got 0"),
         (["no-such-run", "--to", "pt2"], "no checkpoint at no-such-run"),
+        (
+            ["--weights", "cifar11", "--to", "pt2"],
+            "no weights 'cifar11' come with the package; it has resnet20-cifar10",
+        ),
+        (["run", "--weights", "cifar10", "--to", "pt2"], "run and --weights cifar10 both say what to export"),
     ],
 )
 def test_what_is_refused(flags, message, tmp_path, monkeypatch):

@@ -2,8 +2,10 @@ import importlib
 import json
 import os
 import signal
+import socket
 import threading
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +13,13 @@ import pytest
 import torch
 from helpers import make_part
 from PIL import Image
-from processes import in_world, run_world
+from processes import free_port, in_world, run_world
 
 import train
 from resnet_min import ops
 from resnet_min.config import Config
 from resnet_min.data.batches import share
-from resnet_min.errors import run_script
+from resnet_min.errors import UserError, run_script
 from resnet_min.model import resnet
 from resnet_min.tasks.classify.options import ClassifyConfig
 from resnet_min.training import checkpoint, loop
@@ -240,6 +242,44 @@ def test_a_crowd_counted_by_several(tmp_path, monkeypatch):
     assert losses("several") == pytest.approx(losses("one"), rel=1e-4)
     one, several = (json.loads(Path(name, "metrics.jsonl").read_text()) for name in ("one", "several"))
     assert several["test_mae"] == pytest.approx(one["test_mae"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        ({"WORLD_SIZE": "abc"}, "WORLD_SIZE is 'abc'; wanted a whole number of at least 1: start .* by torchrun"),
+        ({"WORLD_SIZE": ""}, "WORLD_SIZE is ''; wanted"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE is '0'; wanted"),
+        ({"WORLD_SIZE": "9" * 5000}, "WORLD_SIZE is '9{79}; wanted"),
+        ({"RANK": "x"}, "RANK is 'x'; wanted a whole number from 0 to 1: start"),
+        ({"RANK": "5"}, "RANK is '5'; wanted a whole number from 0 to 1: start"),
+        ({"MASTER_ADDR": ""}, "WORLD_SIZE is 2, but MASTER_ADDR is not set: start the processes by torchrun"),
+        ({"LOCAL_RANK": "-1"}, "LOCAL_RANK is '-1'; wanted a whole number from 0 to 1"),
+        ({"MASTER_PORT": "abc"}, "MASTER_PORT is 'abc'; wanted a whole number from 1 to 65535"),
+        ({"MASTER_PORT": "99999"}, "MASTER_PORT is '99999'; wanted a whole number from 1 to 65535"),
+        ({"MASTER_ADDR": "no-such-host.invalid"}, "MASTER_ADDR is 'no-such-host.invalid', which has no address here"),
+        ({"MASTER_ADDR": "a" * 70}, "MASTER_ADDR is 'a{70}', which has no address here"),
+    ],
+)
+def test_an_environment_that_is_wrong_is_said_at_once(given, said, monkeypatch):
+    whole = dict(WORLD_SIZE="2", RANK="1", LOCAL_RANK="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+    for name, value in (whole | given).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("resnet_min.training.distributed.PATIENCE", timedelta(seconds=1))
+    began = time.monotonic()
+    with pytest.raises(UserError, match=f"^{said}") as error, joined():
+        pass
+    assert "\n" not in str(error.value) and time.monotonic() - began < 20
+
+
+def test_a_port_that_is_taken(monkeypatch):
+    with socket.create_server(("", 0)) as other:
+        port = str(other.getsockname()[1])
+        whole = dict(WORLD_SIZE="2", RANK="0", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+        for name, value in whole.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(UserError, match=f"127.0.0.1:{port}: something listens at MASTER_PORT already"), joined():
+            pass
 
 
 def test_a_launch_without_an_id_is_told_by_its_torchrun(monkeypatch):

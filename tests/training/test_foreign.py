@@ -8,6 +8,7 @@ mode and ran once, in float32 on a CPU, by torch 2.14.1. A repository's version 
 
 import argparse
 import json
+import sys
 import zlib
 from pathlib import Path
 
@@ -71,6 +72,36 @@ def test_logits_are_those_of_their_code(name, tmp_path):
     check_logits(resnet_min.load(tmp_path / "theirs.pth", THEIRS[name]["arch"]), name)
 
 
+def test_weights_of_a_network_that_trains_come_before_their_average():
+    padded = weights_of(PADDED)
+    content = {"state_dict_ema": {name: 0 * value for name, value in padded.items()}, "state_dict": padded}
+    check_logits(resnet_min.load(content, "resnet20"), PADDED)
+
+
+def test_safetensors_of_others(tmp_path, monkeypatch):
+    safetensors = pytest.importorskip("safetensors.torch")
+    name = "timm resnet18"
+    file = tmp_path / "model.safetensors"
+    safetensors.save_file(weights_of(name), file, {"format": "pt"})
+    check_logits(resnet_min.load(file, "resnet18"), name)
+    net = resnet_min.resnet18(num_classes=5, stem="imagenet").eval()
+    assert transfer.load_pretrained(net, str(file), "resnet18") == ["fc.weight", "fc.bias"]
+    assert f"{file} does not say of which network it is" in refused(file, None)
+    whole = file.read_bytes()
+    for bad in (b"", whole[:100], whole[:-100], b"\xff" * 9 + whole[9:], whole + b"more"):
+        file.write_bytes(bad)
+        assert refused(file, "resnet18").startswith(f"{file} is not a readable .safetensors file: ")
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    assert refused(file, "resnet18") == f"{file} needs the package safetensors: pip install safetensors"
+
+
+@pytest.mark.parametrize("kind, opens", [("pt2", "torch.export.load"), ("onnx", "ONNX Runtime")])
+def test_graphs_are_named_with_what_opens_them(kind, opens, tmp_path):
+    file = tmp_path / f"net.{kind}"
+    file.write_bytes(b"PK\3\4")
+    assert f"net.{kind} is an exported graph, which {opens} opens; wanted the checkpoint" in refused(file)
+
+
 def test_the_shortcuts_are_those_of_the_weights():
     for name, kind in ((PADDED, PadShortcut), (f"{PADDED} option B", Projection)):
         assert isinstance(resnet_min.load(saved(name), "resnet20").layer2[0].downsample, kind)
@@ -86,7 +117,7 @@ def test_names_decide_whose_padding_it_is():
 
 
 @pytest.mark.parametrize("wrapped", ["module.", "_orig_mod.", "_orig_mod.module.", "module._orig_mod."])
-@pytest.mark.parametrize("holder", ["net", "state_dict", "model", None])
+@pytest.mark.parametrize("holder", ["net", "state_dict", "model", "model_state_dict", "state_dict_ema", None])
 def test_wrappers_are_taken_off(wrapped, holder):
     content = {wrapped + name: value for name, value in reversed(weights_of(PADDED).items())}
     check_logits(resnet_min.load({holder: content, "epoch": 3} if holder else content, "resnet20"), PADDED)
@@ -123,7 +154,12 @@ def test_what_differs_is_named():
         {**padded, "fc.weight": torch.ones(10, 64)}
     )
     assert "holds no weights" in refused({**padded, 3: torch.ones(1)})
-    assert "holds no weights" in refused({"state_dict": {"net": padded}})
+    assert "holds no weights, but 'state_dict'; wanted" in refused({"state_dict": {"net": padded}})
+    assert "no weights, but 'epoch', 3, 'aa" in (
+        said := refused({"epoch": 1, 3: 2, "a" * 99: 3, "\n": 4, "b": 5, "c": 6})
+    )
+    assert said.endswith(r"aa, '\n', 'b', …; wanted a resnet_min checkpoint, or a state_dict of tensors by name")
+    assert "holds no weights, but nothing; wanted" in refused({})
     with pytest.raises(UserError, match=r"layer2.0.downsample.0.weight: \[32, 16, 1, 1\], wanted not there"):
         transfer.fill(resnet_min.resnet20(), transfer.weights_in(projected, "theirs.pth"), "theirs.pth")
     gated = {**weights_of("timm resnet18"), "layer1.0.se.fc1.weight": torch.ones(4, 64, 1, 1)}

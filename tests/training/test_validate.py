@@ -122,7 +122,7 @@ CLASSES = {
     "twice": (["a", "b", "a"], "different names"),
     "long": (["a", "b", "c" * 1001], "different names of at most 1,000 characters"),
     "fewer": (["a", "b"], "another architecture"),
-    "none": ([], "another architecture"),
+    "none": ([], "not a sound checkpoint: num_classes is a whole number of at least 1; got 0"),
 }
 
 

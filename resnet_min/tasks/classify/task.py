@@ -20,9 +20,9 @@ from ...data.decode import pixels
 from ...data.preprocessing import Preprocessing
 from ...data.sources import NEEDED
 from ...errors import UserError
-from ...model import ResNet, count_macs, count_parameters
+from ...model import ResNet, check_finite, count_macs, count_parameters
 from ...training.hardware import Hardware
-from ..task import Answer, Evaluation, Task, backbone, check_finite, with_bar
+from ..task import Answer, Evaluation, Task, backbone, with_bar
 from . import report, shift
 from .options import ClassifyConfig
 

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...data.sources import NEEDED
-from ...model import count_macs, count_parameters
+from ...model import check_finite, count_macs, count_parameters
 from ...training.hardware import Hardware
-from ..task import Answer, Evaluation, Task, Weightless, backbone, check_finite, with_bar
+from ..task import Answer, Evaluation, Task, Weightless, backbone, with_bar
 from . import pictures, reader
 from .batches import Batches, Whole
 from .net import MAP_SCALE, CrowdNet
