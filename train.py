@@ -102,8 +102,11 @@ def prepare_and_train(flags: dict[str, Any], world: World) -> Run | None:
     from resnet_min.runs.folder import held, new_folder, of_launch
     from resnet_min.runs.job import announce, check_milestones, configure, describe_recipe, plan, prepare, reopen
     from resnet_min.runs.pace import Pace
-    from resnet_min.runs.watch import forecast
+    from resnet_min.runs.watch import forecast, summary_writer
     from resnet_min.training import distributed, hardware, transfer
+
+    if log is not None:
+        summary_writer()  # where it is not installed, nothing is touched
 
     # What to train
     if resume is None and distributed.restarts():  # torchrun's command says how the run began: it goes on, if it can

@@ -184,9 +184,12 @@ def test_resume_refuses_other_data(folder):
 def test_a_run_is_not_overwritten(folder):
     run(folder, "--epochs", 1, "--out", "r")
     before = Path("r/last.pt").read_bytes()
-    with pytest.raises(UserError, match="already holds a run"):
+    with pytest.raises(UserError, match="already holds a run: --resume r goes on, --overwrite replaces it"):
         run(folder, "--epochs", 1, "--out", "r")
     assert Path("r/last.pt").read_bytes() == before
+    Path("r/last.pt").rename("elsewhere.pt")
+    with pytest.raises(UserError, match="already holds a run: --overwrite replaces it"):
+        run(folder, "--epochs", 1, "--out", "r")
     run(folder, "--epochs", 1, "--out", "r", "--overwrite", "--seed", 3)
     assert len(rows("r")) == 1 and Path("r/last.pt").read_bytes() != before
 

@@ -85,19 +85,21 @@ class Watch:
         return f"  {duration(self.left())} left" if epoch < self.job.config.epochs else ""
 
 
-class TensorBoard:
-    """A run's figures for TensorBoard, in the folder `tensorboard` of its own.
+def summary_writer() -> type:
+    """TensorBoard's writer. Raises UserError where that is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError("--log tensorboard needs an extra: pip install -e '.[tensorboard]'") from None
+    return SummaryWriter
 
-    Raises UserError where that is not installed.
-    """
+
+class TensorBoard:
+    """A run's figures for TensorBoard, in the folder `tensorboard` of its own."""
 
     def __init__(self, folder: Path, step: int) -> None:
         """step: the last one that a run to go on with had taken; what was written of later ones is hidden."""
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise UserError("--log tensorboard needs an extra: pip install -e '.[tensorboard]'") from None
-        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+        self.writer = summary_writer()(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
 
     def log(self, row: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> None:
         """An epoch's line of metrics.jsonl, and its steps'."""

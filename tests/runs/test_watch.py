@@ -103,4 +103,13 @@ def test_tensorboard_is_an_extra(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(UserError, match=r"pip install -e '\.\[tensorboard\]'"):
         train.main([*TINY, "--data", folder, "--epochs", "1", "--out", "run", "--log", "tensorboard"])
-    assert not list(Path("run").glob("*.pt"))
+    assert not Path("run").exists()
+
+
+def test_without_it_the_run_to_overwrite_stays(folder, monkeypatch):
+    flags = [*TINY, "--data", folder, "--epochs", "1", "--out", "run"]
+    train.main(flags)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(UserError, match="--log tensorboard needs an extra"):
+        train.main([*flags, "--overwrite", "--log", "tensorboard"])
+    assert Path("run/last.pt").is_file() and Path("run/curves.png").is_file()
