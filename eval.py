@@ -34,6 +34,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from resnet_min.commands import Parser
 from resnet_min.config import flag
 from resnet_min.files import printable, write_whole
 from resnet_min.tasks import TASKS
@@ -50,9 +51,7 @@ MOST_WORST = 100  # images that one picture shows legibly
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(description=__doc__)
     parser.add_argument(
         "checkpoints", nargs="*", metavar="CKPT", help="checkpoints or run folders (default: newest run)"
     )

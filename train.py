@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resnet_min import recipes
+from resnet_min.commands import Parser
 from resnet_min.config import Config, flag
 from resnet_min.tasks import TASKS
 
@@ -42,10 +43,7 @@ if TYPE_CHECKING:
 
 def get_parser() -> argparse.ArgumentParser:
     """Every option of every task as a flag, and what concerns only this script. A flag not given sets nothing."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
-    )  # fmt: skip
+    parser = Parser(description=__doc__, argument_default=argparse.SUPPRESS)
     parser.add_argument("--recipe", metavar="NAME", help="recipe that the other flags override")
     parser.add_argument("--list-recipes", action="store_true", help="list the recipes and what was published for each")
     parser.add_argument("--resume", metavar="RUN", help="continue a run, given its folder or checkpoint")

@@ -32,6 +32,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from resnet_min.commands import Parser
 from resnet_min.files import printable
 
 if TYPE_CHECKING:
@@ -58,9 +59,7 @@ def channel(text: str) -> int | str:
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(description=__doc__)
     parser.add_argument("checkpoint", nargs="?", metavar="CKPT", help="checkpoint or run folder (default: newest run)")
     parser.add_argument(
         "--weights", metavar="NAME", help="trained weights that come with the package instead: cifar10, …"

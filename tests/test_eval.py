@@ -326,4 +326,5 @@ def test_an_error_is_one_line_and_exit_code_2(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (2, f"error: no checkpoint at {tmp_path / 'none.pt'}\n")
     done = subprocess.run([sys.executable, str(script_path), "--confus"], capture_output=True, text=True)
-    assert done.returncode == 2 and "unrecognized arguments: --confus" in done.stderr
+    said = "error: unknown argument '--confus', did you mean --confusion?; --help lists what there is\n"
+    assert (done.returncode, done.stderr) == (2, said)

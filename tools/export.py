@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from resnet_min.commands import Parser
 from resnet_min.errors import UserError, run_script
 
 if TYPE_CHECKING:
@@ -35,10 +36,7 @@ SECONDS = 0.5  # at least, that each net is timed
 
 def get_args(argv: list[str] | None) -> argparse.Namespace:
     """The flags, checked."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.export", description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = Parser(prog="python -m tools.export", description=__doc__)
     parser.add_argument("checkpoint", nargs="?", metavar="RUN", help="checkpoint or run folder (default: newest run)")
     parser.add_argument("--to", choices=FORMATS, required=True, help="format of the file")
     parser.add_argument("--fused", action="store_true", help="the form that fuse() makes, in our operators (pt2 only)")

@@ -1,0 +1,28 @@
+"""What the scripts' command lines share. Imports no torch."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from .config import did_you_mean
+from .errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """Flags that are written out, below a text as it is. A slip is a `UserError`, without the usage."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            word = unknown[0].partition("=")[0]
+            near = did_you_mean(word, self._option_string_actions)
+            self.error(f"unknown argument {word!r:.80}{near}; --help lists what there is")
+        return found
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
