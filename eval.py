@@ -34,7 +34,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resnet_min.commands import Parser
+from resnet_min.commands import Parser, ending_in
 from resnet_min.config import flag
 from resnet_min.files import printable, write_whole
 from resnet_min.tasks import TASKS
@@ -56,12 +56,7 @@ def get_parser() -> argparse.ArgumentParser:
         "checkpoints", nargs="*", metavar="CKPT", help="checkpoints or run folders (default: newest run)"
     )
     parser.add_argument("--weights", metavar="NAME", help="also trained weights that come with the package: cifar10, …")
-    parser.add_argument(
-        "--worst",
-        type=int,
-        metavar="N",
-        help="draw the N worst mistakes",
-    )
+    parser.add_argument("--worst", type=int, metavar="N", help="draw the N worst mistakes")
     parser.add_argument(
         "--images", nargs="+", metavar="PATH", help="answer for these images instead: files, or folders with all below"
     )
@@ -73,8 +68,12 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--amp", choices=("auto", "bf16", "off"), help="bf16 autocast (default: as in training)")
     parser.add_argument("--kernels", choices=("auto", "extension", "reference"), default="auto", help="(default: auto)")
-    parser.add_argument("--json", metavar="FILE", help="write every figure, or every answer, to this file")
-    parser.add_argument("--report", metavar="FILE", help="draw everything, and put it into this one HTML file")
+    parser.add_argument(
+        "--json", type=ending_in(".json"), metavar="FILE", help="write every figure, or every answer, to this .json"
+    )
+    parser.add_argument(
+        "--report", type=ending_in(".html"), metavar="FILE", help="draw everything, and put it into this one .html"
+    )
     parser.add_argument("--title", help="the pictures' title (default: what they show)")
     parser.add_argument("--label", nargs="+", metavar="NAME", help="what to call the networks, in their order")
     parser.add_argument("--format", choices=("png", "svg", "pdf"), default="png", help="of the pictures (default: png)")

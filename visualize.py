@@ -32,7 +32,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from resnet_min.commands import Parser
+from resnet_min.commands import Parser, ending_in
 from resnet_min.files import printable
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--title", default="", help="the picture's title (default: what is drawn)")
     parser.add_argument("--format", choices=("png", "svg", "pdf"), help="kind of picture without --out (default: png)")
     parser.add_argument(
-        "--out", metavar="FILE", help="picture to write: .png, .pdf or .svg "
+        "--out", type=ending_in(".png", ".pdf", ".svg"), metavar="FILE", help="picture to write: .png, .pdf or .svg "
         "(default: WHAT-LAYER beside the checkpoint, of --weights here; curves or steps here)",
     )  # fmt: skip
     return parser

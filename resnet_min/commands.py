@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from .config import did_you_mean
@@ -26,3 +27,14 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
+
+
+def ending_in(*kinds: str) -> Callable[[str], str]:
+    """The type of an argument that names a file to write: so that no other file is taken for it, and written over."""
+
+    def name_of(text: str) -> str:
+        if Path(text).suffix.lower() not in kinds:
+            raise argparse.ArgumentTypeError(f"{text!r:.80} must end in {' or '.join(kinds)}")
+        return text
+
+    return name_of

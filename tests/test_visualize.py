@@ -206,7 +206,7 @@ def test_a_picture_of_another_size_or_mode_is_converted_and_that_is_said(run, tm
         (["layr1", "top"], "did you mean layer1"),
         (["layer1", "gradcam", "--class", "cat"], "--class cat: the classes are 0, 1, 2"),
         (["layer1", "features", "--data", "nowhere"], "nowhere"),
-        (["layer1", "features", "--out", "p.doc"], "pictures are .png, .pdf or .svg"),
+        (["layer1", "features", "--out", "p.doc"], "argument --out: 'p.doc' must end in .png or .pdf or .svg"),
     ],
 )
 def test_bad_input(run, argv, said):

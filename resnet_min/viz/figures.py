@@ -43,8 +43,8 @@ def new_figure(width: float, height: float) -> Figure:
 
 def save(figure: Figure, path: str | Path) -> None:
     path = Path(path)
-    kind = path.suffix[1:].lower() or "png"
-    if kind not in figure.canvas.get_supported_filetypes():
+    kind = path.suffix[1:].lower()
+    if kind not in KINDS:
         raise UserError(f"cannot draw {path}: pictures are .png, .pdf or .svg")
     with rc_context(WRITTEN):
         write_whole(path, partial(figure.savefig, format=kind))
