@@ -160,19 +160,20 @@ def main(argv: list[str] | None = None) -> None:
     if args.curves:
         which = "over" if args.over else "steps" if args.steps else "curves"
         picture = Path(args.out or f"{args.over if args.over else which}.{kind}")
-        folders = [Path(name) if Path(name).is_dir() else Path(name).parent for name in args.curves]
-        logs = [run.read_rows(name, "steps.jsonl" if args.steps else "metrics.jsonl") for name in args.curves]
-        runs = dict(zip(run.named_by(args.label, run.names(folders)), logs, strict=True))
+        log = "steps.jsonl" if args.steps else "metrics.jsonl"
+        named = [(Path(name) if Path(name).is_dir() else Path(name).parent, name) for name in args.curves]
+        logs = {folder: run.read_rows(name, log) for folder, name in named}  # a run that is named twice is drawn once
+        runs = dict(zip(run.named_by(args.label, run.names(list(logs))), logs.values(), strict=True))
         if args.steps:
             figures.steps(runs, picture, title=args.title)
         elif args.over:
-            points = [(run.option_of(place, args.over), rows[-1]) for place, rows in zip(folders, logs, strict=True)]
-            judged_by = tasks.figure_of(row for rows in logs for row in rows)
+            points = [(run.option_of(folder, args.over), rows[-1]) for folder, rows in logs.items()]
+            judged_by = tasks.figure_of(row for rows in logs.values() for row in rows)
             figures.sweep(points, picture, judged_by, args.over, args.title)
         else:
-            judged_by = tasks.figure_of(row for rows in logs for row in rows)
-            whole = zip(runs.items(), args.curves, strict=True)
-            runs = {label: run.from_start(place, rows) for (label, rows), place in whole}
+            judged_by = tasks.figure_of(row for rows in logs.values() for row in rows)
+            whole = zip(runs.items(), logs, strict=True)
+            runs = {label: run.from_start(folder, rows) for (label, rows), folder in whole}
             figures.curves(runs, picture, judged_by, title=args.title)
         return print(f"curves: {picture}")
 

@@ -290,6 +290,13 @@ def test_runs_of_one_name_are_told_apart(tmp_path, monkeypatch):
     assert list(drawn) == ["run"]
 
 
+def test_a_run_that_is_named_twice_is_drawn_once(tmp_path, monkeypatch, drawn):
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path / "run")
+    visualize.main(["--curves", "run", "./run", "run/metrics.jsonl", "--label", "mine"])
+    assert [text.get_text().split("\n")[0] for text in drawn[0].axes[1].texts] == ["mine"]
+
+
 def test_curves_begin_with_the_loss_before_anything_was_learnt(tmp_path, monkeypatch, drawn):
     monkeypatch.chdir(tmp_path)
     write_rows(tmp_path / "run")
