@@ -62,6 +62,7 @@ def test_a_table_without_splits_holds_a_fifth_of_each_class_out():
         ("path,label,split\nimages/1.png,a,train\nimages/99.png,b,test\n", "line 3: there is no file"),
         ("path,label,split\nimages/1.png,a,training\n", "line 2: wanted a path, a label, and as split"),
         ("path,label,split\nimages/1.png,,train\n", "line 2: wanted a path"),
+        ("path,label\nimages/1.png,a\nimages/2.png,b,c\n", "line 3: more fields than columns; a name with a comma"),
         ("path,label,split\nimages/1.png,a,train\nimages/2.png,b,train\n", "no image whose split is test"),
         ("path,label,split\nimages/1.png,a,train\nimages/2.png,a,test\n", "two or more labels"),
         ("path,label\nimages/1.png,a\nimages/2.png,b\n", "no column split, and too few images"),
