@@ -240,6 +240,8 @@ def test_dry_run_says_what_would_happen_and_leaves_nothing(folder, capsys):
         (["--option", "B", "--plain"], "option B says which shortcuts, and a plain network has none"),
         (["--arch", "resnet18", "--option", "A"], "the shortcuts of resnet18 are option B"),
         (["--arch", "resnet20", "--freeze-children", "10"], "nothing to train; 9 leaves fc alone"),
+        (["--device", "meta"], "--device is auto, cpu, cuda or cuda:N; got 'meta'"),
+        (["--device", "mps"], "--device is auto, cpu, cuda or cuda:N; got 'mps'"),
         (["--device", "cuda:99"], "device 'cuda:99' is not available here"),
         (["--resume", "nowhere"], "no checkpoint at nowhere"),
         (["--out", "shades/train/dark/0.png"], "is a file"),
