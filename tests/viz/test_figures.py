@@ -197,6 +197,10 @@ def test_pictures_are_written_by_their_suffix(tmp_path):
         assert not (tmp_path / name).exists()
 
 
+def test_names_that_the_font_has_not_are_drawn_without_a_warning(tmp_path):
+    pictures.confusion([[1, 0], [0, 1]], ["übung 漢字", "b"], tmp_path / "c.png", title="漢字")
+
+
 def test_errors_over_depth(tmp_path):
     """Means of several runs; a run of either kind ends at its own depth."""
     row = {"train_accuracy": 60.0, "test_accuracy": 55.0}
