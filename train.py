@@ -114,6 +114,8 @@ def prepare_and_train(flags: dict[str, Any], world: World) -> Run | None:
         elif begun is not None:
             out, overwrite = str(begun), True
     if resume is None:
+        if overwrite and out is None:
+            raise UserError("--overwrite replaces the run in --out: name it")
         config, saved_at = world.in_turn(lambda: configure(flags, recipe)), None
         if recipe is not None:
             print(*describe_recipe(recipe, flags, config), sep="\n")

@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from resnet_min.commands import Parser, ending_in
+from resnet_min.config import flag
 from resnet_min.files import printable
 
 if TYPE_CHECKING:
@@ -42,8 +43,10 @@ if TYPE_CHECKING:
 
 AUGMENTED = range(2, 7)  # epochs whose draws --augment shows, beside the first's
 
+OF_IMAGES = ("image", "data", "data_dir", "cache_dir")  # which --augment and a prediction take, too
 # What each option goes with; one that would change nothing is an error.
 GOES_WITH = {
+    **dict.fromkeys(OF_IMAGES[1:], ("features", "top", "reconstruct", "gradcam")),
     "image": ("features", "reconstruct", "gradcam"),
     "channel": ("features", "top", "reconstruct"),
     "class": ("gradcam",),
@@ -122,10 +125,12 @@ def main(argv: list[str] | None = None) -> None:
     what = args.what or ("features" if several else "filters")
     answer = not (args.layer or args.list_layers or args.curves or args.augment)
     for option, kinds in GOES_WITH.items():
-        if option == "image" and (answer or args.augment):
+        if option in OF_IMAGES and (answer or args.augment):
             continue
         if getattr(args, option) is not None and (args.layer is None or what not in kinds):
-            parser.error(f"--{option} goes with --layer and --what {' or '.join(kinds)}")
+            parser.error(f"{flag(option)} goes with --layer and --what {' or '.join(kinds)}")
+    if args.list_layers and (args.title or args.out or args.format):
+        parser.error("--title, --out and --format are for pictures; --list-layers draws none")
     if args.what and args.layer is None:
         parser.error("--what goes with --layer")
     if several and (what in ("filters", "top") or (args.channel and (what != "features" or "all" in args.channel))):

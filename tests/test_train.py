@@ -233,7 +233,12 @@ def test_dry_run_says_what_would_happen_and_leaves_nothing(folder, capsys):
             ["--milestones", "5", "820", "--milestone-unit", "iterations"],
             "820 is never reached: the schedule ends after 820 iterations",
         ),
-        (["--milestones", "2", "--schedule", "cosine"], "--milestones are for --schedule step"),
+        (["--milestones", "2", "--schedule", "cosine"], "--milestones goes with --schedule step; this is cosine"),
+        (["--gamma", "0.5", "--schedule", "cosine"], "--gamma goes with --schedule step; this is cosine"),
+        (["--warmup", "0.7", "--schedule", "step"], "--warmup goes with --schedule onecycle; this is step"),
+        (["--t-max", "7"], "--t-max goes with --schedule cosine; this is step"),
+        (["--momentum", "0.3", "--optimizer", "adam"], "--momentum goes with --optimizer sgd; this is adam"),
+        (["--overwrite"], "--overwrite replaces the run in --out: name it"),
         (["--crop", "64"], "--crop is an option of --task crowd; this is --task classify"),
         (["--pretrained", "nowhere.pt"], "no checkpoint at nowhere.pt"),
         (["--pretrained", "imagenet"], "torchvision has no weights for resnet20"),
@@ -327,6 +332,7 @@ def test_a_flag_that_a_recipe_does_not_go_with_names_both():
     with pytest.raises(UserError, match=says):
         job.configure({"optimizer": "adam"}, "digits")
     assert job.configure({"optimizer": "adam", "nesterov": False}, "digits").optimizer == "adam"
+    assert job.configure({"schedule": "cosine"}, "nctu-resnet18").milestones  # idle, and nobody typed it
 
 
 def test_flags_override_a_recipe():

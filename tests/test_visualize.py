@@ -239,6 +239,12 @@ def test_bad_input(run, argv, said):
         (["--curves", "a", "--out", "a.png", "--format", "svg"], "leave --format out"),
         (["--list-layers", "--what", "top"], "--what goes with --layer"),
         (["--list-layers", "--image", "3"], "--image goes with --layer"),
+        (["--curves", "a", "--data", "digits"], "--data goes with --layer and --what features or top or reconstruct"),
+        (["--layer", "conv1", "--data", "digits"], "--data goes with --layer and --what features or top"),
+        (["--list-layers", "--data-dir", "d"], "--data-dir goes with --layer"),
+        (["--curves", "a", "--cache-dir", "d"], "--cache-dir goes with --layer"),
+        (["--list-layers", "--title", "hi"], "--list-layers draws none"),
+        (["--list-layers", "--out", "z.png"], "--list-layers draws none"),
     ],
 )
 def test_an_option_that_would_change_nothing_is_refused(run, argv, said):

@@ -25,6 +25,16 @@ from ..training.hardware import Hardware
 from ..training.optimizer import learning_rate
 from .folder import is_complete
 
+# What an option goes with; one that was typed and would change nothing is an error. A recipe's own may lie idle.
+GOES_WITH = {
+    "milestones": ("schedule", "step"),
+    "milestone_unit": ("schedule", "step"),
+    "gamma": ("schedule", "step"),
+    "t_max": ("schedule", "cosine"),
+    "warmup": ("schedule", "onecycle"),
+    "momentum": ("optimizer", "sgd"),
+}
+
 
 def configure(flags: Mapping[str, Any], recipe_name: str | None) -> TaskConfig:
     """The options of a new run: the recipe's, or those that suit the data, and the flags over them.
@@ -48,7 +58,11 @@ def configure(flags: Mapping[str, Any], recipe_name: str | None) -> TaskConfig:
     data = resolve_auto({"data": kind.data, **settings, **flags}["data"], flags.get("data_dir", Config.data_dir))
     if (other := tasks.recognised(data)) and other != task:
         raise UserError(f"{data} is data of --task {other}; this is --task {task}")
-    return tasks.make_config({**(settings or kind.default_settings(data)), **flags, "task": task, "data": data})
+    config = tasks.make_config({**(settings or kind.default_settings(data)), **flags, "task": task, "data": data})
+    for name, (other, wanted) in GOES_WITH.items():
+        if name in flags and (got := getattr(config, other)) != wanted:
+            raise UserError(f"{flag(name)} goes with {flag(other)} {wanted}; this is {got}")
+    return config
 
 
 def describe_recipe(name: str, flags: Mapping[str, Any], config: TaskConfig) -> Iterator[str]:
@@ -100,8 +114,6 @@ def _epoch_of(path: Path) -> int:
 def check_milestones(config: TaskConfig, steps: int) -> None:
     """Raise UserError where a milestone would never come, with `steps` an epoch: asked for by flag, that is a slip."""
     end = config.epochs - (config.freeze_epochs or 0)
-    if config.schedule != "step":
-        raise UserError(f"--milestones are for --schedule step; this is {config.schedule}")
     if config.milestone_unit == "iterations":
         end *= steps
     if config.milestones[-1] >= end:
