@@ -131,14 +131,14 @@ class Config:
             )
         self.check_at_most(1_000_000, "epochs")
         self.check_at_least(1, "epochs", "batch_size", "limit", "freeze_epochs", "val_every")
-        self.check_at_least(0, "val_size", "momentum", "wd", "freeze_children")
-        self.check_shares("flip", "warmup", "scale", "train_share")
+        self.check_at_least(0, "val_size", "wd", "freeze_children")
+        self.check_shares("flip", "momentum", "warmup", "scale", "train_share")
         for name in ("mean", "std"):
             if getattr(self, name) is not None and len(getattr(self, name)) != 3:
                 raise UserError(f"{flag(name)} needs 3 numbers, red, green and blue; got {len(getattr(self, name))}")
         if self.std is not None and min(self.std) <= 0:
             raise UserError(f"--std must be positive; got {' '.join(map(str, self.std))}")
-        for name in ("lr", "freeze_lr", "save_every", "t_max", "scale", "train_share"):
+        for name in ("lr", "gamma", "freeze_lr", "save_every", "t_max", "scale", "train_share"):
             if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"{flag(name)} must be positive; got {getattr(self, name)}")
         if self.freeze != "none" and self.freeze_children:
