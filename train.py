@@ -101,7 +101,7 @@ def prepare_and_train(flags: dict[str, Any], world: World) -> Run | None:
     from resnet_min.runs.job import announce, check_milestones, configure, describe_recipe, plan, prepare, reopen
     from resnet_min.runs.pace import Pace
     from resnet_min.runs.watch import forecast, summary_writer
-    from resnet_min.training import distributed, hardware, transfer
+    from resnet_min.training import checkpoint, distributed, hardware, transfer
 
     if log is not None:
         summary_writer()  # where it is not installed, nothing is touched
@@ -128,11 +128,12 @@ def prepare_and_train(flags: dict[str, Any], world: World) -> Run | None:
     print(*announce(job), sep="\n")
     if "milestones" in flags:
         check_milestones(job.config, job.steps)
-    if dry_run:
-        return print(*plan(job), *forecast(job), sep="\n")
     if saved_at is None and config.pretrained != "none":
         skipped = transfer.load_pretrained(job.net, config.pretrained, config.arch)
         print(f"weights: {config.pretrained}" + (f", except {', '.join(skipped)}" if skipped else ""))
+    if dry_run:
+        taken = 0 if saved_at is None else checkpoint.load(saved_at)["step"]
+        return print(*plan(job), *forecast(job, taken), sep="\n")
     folder = world.shared(lambda: new_folder(out, config, job.dataset.name) if saved_at is None else saved_at.parent)
     with held(folder) if world.first else contextlib.nullcontext(), Pace(config.save_every, world.any) as pace:
         return train(job, folder, overwrite, saved_at, pace, log)

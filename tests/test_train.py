@@ -291,7 +291,9 @@ def test_a_run_from_other_weights(folder, capsys):
     run(folder, "--epochs", 1, "--out", "one")
     flags = ("--pretrained", "one", "--freeze-children", 9, "--freeze-bn", "--stem", "cifar-pool", "--epochs", 2)
     run(folder, *flags, "--dry-run")
-    assert "weights:" not in capsys.readouterr().out
+    assert "weights: one\n" in capsys.readouterr().out
+    with pytest.raises(UserError, match="no checkpoint at nowhere.pt"):
+        run(folder, "--pretrained", "nowhere.pt", "--dry-run")
     run(folder, *flags, "--out", "two")
     assert "weights: one\n" in capsys.readouterr().out
     before, after = (checkpoint.load(path)["model"] for path in ("one", "two"))

@@ -72,6 +72,17 @@ def test_a_dry_run_says_how_long_and_leaves_nothing(folder, capsys, monkeypatch)
     assert not Path("runs").exists()
 
 
+def test_a_dry_run_of_one_that_goes_on_is_of_what_is_left(folder, capsys, monkeypatch):
+    flags = [*TINY, "--data", folder, "--epochs", "3", "--val-every", "2", "--out", "run", "--schedule", "constant"]
+    train.main(flags)
+    speeds = iter([1.0, 1.0])
+    monkeypatch.setattr(watch.budget, "_speed", lambda take, most: next(speeds))
+    train.main(["--resume", "run", "--epochs", "5", "--dry-run"])
+    *_, last = capsys.readouterr().out.splitlines()
+    # two epochs of 34 images, and the looks at 12 after the fourth and the fifth
+    assert last.startswith(f"it would take about {watch.duration(2 * 34 + 2 * 12)} here: ")
+
+
 def test_main_returns_the_run_and_tensorboard_has_it(folder, capsys):
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     run = train.main([*TINY, "--data", folder, "--epochs", "2", "--out", "run", "--log", "tensorboard"])
