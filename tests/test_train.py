@@ -337,6 +337,11 @@ def test_a_flag_that_a_recipe_does_not_go_with_names_both():
     assert job.configure({"schedule": "cosine"}, "nctu-resnet18").milestones  # idle, and nobody typed it
 
 
+def test_a_scaled_schedule_takes_no_other_length():
+    with pytest.raises(UserError, match="--scale and --epochs both say how long the schedule is: give one of them"):
+        job.configure({"scale": 0.5, "epochs": 3}, "digits")
+
+
 def test_flags_override_a_recipe():
     for name in RECIPES:
         config = job.configure({"data": "digits", "epochs": 51}, name)

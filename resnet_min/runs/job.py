@@ -45,6 +45,8 @@ def configure(flags: Mapping[str, Any], recipe_name: str | None) -> TaskConfig:
     if "scale" in flags:
         if not settings:
             raise UserError("--scale shrinks the schedule of a recipe: name it with --recipe")
+        if "epochs" in flags:
+            raise UserError("--scale and --epochs both say how long the schedule is: give one of them")
         if 0 < flags["scale"] < 1:  # make_config refuses others
             settings = recipes.scaled(settings, flags["scale"])
     task = flags.get("task") or settings.get("task")
