@@ -24,7 +24,7 @@ CIFAR = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}  # th
 CIFAR10_CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip
-IMAGE_FILES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
+IMAGE_FILES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm")
 NEEDED = ("train", "test")  # splits that a data set has to have: to train with
 
 

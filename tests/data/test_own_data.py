@@ -74,6 +74,15 @@ def test_a_bad_table(text, said):
         data.load(table(text))
 
 
+def test_gif_and_tiff_are_among_a_folders_images():
+    frames = [Image.new("L", (32, 32), value) for value in (10, 200)]
+    for folder in (Path("own", split, name) for split in ("train", "test") for name in "ab"):
+        folder.mkdir(parents=True)
+        frames[0].save(folder / "1.gif", save_all=True, append_images=frames[1:])  # the first frame counts
+        frames[0].save(folder / "2.tif"), frames[0].save(folder / "3.TIFF")
+    assert data.load("own").train.images[:, 0, 0, 0].tolist() == [10] * 6
+
+
 def test_svhn():
     with pytest.raises(UserError, match="svhn is not in data: put train_32x32.mat and test_32x32.mat there"):
         data.load("svhn")
