@@ -34,7 +34,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resnet_min.commands import Parser, ending_in
+from resnet_min.commands import Parser, check_place, ending_in
 from resnet_min.config import flag
 from resnet_min.files import printable, write_whole
 from resnet_min.tasks import TASKS
@@ -93,7 +93,7 @@ def refuse_foreign(args: argparse.Namespace, task: str, path: Path) -> None:
     """Raise UserError where a flag was given that belongs to another task than the checkpoint's."""
     for name, config in TASKS.items():
         for option in config.evaluation.keys() - TASKS[task].evaluation.keys():
-            if getattr(args, option):
+            if getattr(args, option) not in (None, False):
                 raise UserError(f"--{option} is for --task {name}; {path} is of --task {task}")
 
 
@@ -101,7 +101,7 @@ def refuse_beside_images(args: argparse.Namespace) -> None:
     """Raise UserError where a flag was given that would change nothing beside --images."""
     others = ["data", "data_dir", "cache_dir", "split", "worst", "out", "title", "label", "report"]
     others += [option for config in TASKS.values() for option in config.evaluation]
-    if given := [flag(option) for option in others if getattr(args, option)]:
+    if given := [flag(option) for option in others if getattr(args, option) not in (None, False)]:
         raise UserError(f"{', '.join(given)} would change nothing: --images only says what the network answers")
     if (count := len(args.checkpoints) + (args.weights is not None)) > 1:
         raise UserError(f"--images asks one network; got {count} checkpoints")
@@ -203,6 +203,8 @@ def main(argv: list[str] | None = None) -> None:
 
     if args.report and args.format == "pdf":
         raise UserError("--report puts pictures into a page: --format png or svg")
+    for file in filter(None, (args.json, args.report)):
+        check_place(file)
     with distributed.joined() as world:
         evaluate(args, world)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from .config import did_you_mean
 from .errors import UserError
+from .files import named
 
 
 class Parser(argparse.ArgumentParser):
@@ -38,3 +40,13 @@ def ending_in(*kinds: str) -> Callable[[str], str]:
         return text
 
     return name_of
+
+
+def check_place(file: str) -> None:
+    """Raise UserError or OSError where `file` could not be written, before much is done for it. Makes its folder."""
+    if Path(file).is_dir():
+        raise UserError(f"{file} is a folder; name a file")
+    folder = Path(file).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    with named(file):
+        tempfile.TemporaryFile(dir=folder).close()

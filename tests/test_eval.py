@@ -247,6 +247,15 @@ def test_refusals(run, tmp_path):
         script.main([str(run)])
 
 
+def test_a_place_where_nothing_can_be_written_is_an_error_before_the_work(run, tmp_path, capsys):
+    (tmp_path / "f.json").mkdir()
+    with pytest.raises(UserError, match="f.json is a folder; name a file"):
+        script.main([str(run), "--json", str(tmp_path / "f.json")])
+    with pytest.raises(OSError, match="last.pt"):
+        script.main([str(run), "--report", str(run / "last.pt" / "page.html")])
+    assert capsys.readouterr().out == ""
+
+
 class Evil:
     def __reduce__(self):
         return (Path("owned").touch, ())
