@@ -190,7 +190,10 @@ def test_a_run_is_not_overwritten(folder):
     Path("r/last.pt").rename("elsewhere.pt")
     with pytest.raises(UserError, match="already holds a run: --overwrite replaces it"):
         run(folder, "--epochs", 1, "--out", "r")
+    Path("r/tensorboard").mkdir()
+    Path("r/tensorboard/events.out").write_text("of the old run")
     run(folder, "--epochs", 1, "--out", "r", "--overwrite", "--seed", 3)
+    assert not Path("r/tensorboard").exists()
     assert len(rows("r")) == 1 and Path("r/last.pt").read_bytes() != before
 
 

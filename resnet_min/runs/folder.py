@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,7 @@ class Run:
                 raise UserError(f"{folder} already holds a run: {goes_on}--overwrite replaces it")
             for name in FILES:
                 (folder / name).unlink(missing_ok=True)
+            shutil.rmtree(folder / "tensorboard", ignore_errors=True)  # which would show both runs as one
         return cls(folder, config, environment, [])
 
     @classmethod
