@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resnet_min.commands import Parser, check_place, ending_in
-from resnet_min.config import flag
+from resnet_min.config import counted, flag
 from resnet_min.files import printable, write_whole
 from resnet_min.tasks import TASKS
 
@@ -284,7 +284,7 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
             hardware.keep_freed_memory()
         if dataset is not None:
             classes = f"; {len(dataset.classes)} classes" if dataset.classes else ""
-            print(f"data: {dataset.source}: {len(dataset.splits[split]):,} {split} images{classes}")
+            print(f"data: {dataset.source}: {counted(len(dataset.splits[split]), f'{split} image')}{classes}")
         print(f"device: {where}{', channels_last' if config.channels_last else ''}")
         print(ops.backend_line(where.device), flush=True)
 

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from resnet_min import recipes
 from resnet_min.commands import Parser
-from resnet_min.config import Config, flag
+from resnet_min.config import Config, counted, flag
 from resnet_min.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -282,7 +282,7 @@ def train(job: Job, folder: Path, overwrite: bool, saved_at: Path | None, pace: 
     converged = epoch_to_converge(rows)
     print(
         f"summary: {folder.name}: test {figure.words(rows[-1], 'test')}, {count_parameters(net):,} parameters, "
-        f"{len(rows)} epochs in {sum(row['seconds'] for row in rows):,.0f} s of training on {where}"
+        f"{counted(len(rows), 'epoch')} in {sum(row['seconds'] for row in rows):,.0f} s of training on {where}"
         + (f", training loss converged at epoch {converged}" if converged is not None else "")
     )
     return run

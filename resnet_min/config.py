@@ -253,6 +253,11 @@ def did_you_mean(name: str, known: Any) -> str:
     return f", did you mean {near[0]}?" if near else ""
 
 
+def counted(number: int, noun: str) -> str:
+    """ "1 epoch", "1,437 images"."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def shown(value: Any) -> str:
     """An option's value as one would write it on the command line."""
     if isinstance(value, (list, tuple)):

@@ -45,6 +45,7 @@ def test_a_run_writes_what_it_promises(folder, capsys):
     config = json.loads((path / "config.json").read_text())
     assert read_config(config).data == str(Path(folder).resolve())
     assert "best on test" in out and "only to compare" in out
+    assert " 2 epochs in " in out and " 1 epoch in " in out
 
 
 def test_the_test_set_does_not_select(folder, capsys):
@@ -164,7 +165,7 @@ def test_an_earlier_checkpoint_does_not_rewind_its_run(folder):
 
 def test_resume_goes_on_longer_with_epochs(folder):
     run(folder, "--epochs", 1, "--out", "r", "--schedule", "constant")
-    with pytest.raises(UserError, match="has already finished its 1 epochs"):
+    with pytest.raises(UserError, match="has already finished its 1 epoch;"):
         train.main(["--resume", "r"])
     with pytest.raises(UserError, match=r"remove --lr$"):
         train.main(["--resume", "r", "--lr", "0.5"])
@@ -212,6 +213,7 @@ def test_divergence_names_step_and_rate_and_keeps_the_last_good_checkpoint(folde
 def test_dry_run_says_what_would_happen_and_leaves_nothing(folder, capsys):
     run(folder, "--dry-run", "--epochs", 164)
     out = capsys.readouterr().out
+    assert "\n164 epochs of 5 steps of 8 images; learning rates:\n" in out
     assert "dark 17, light 17" in out and "from epoch 82: 0.005" in out and "frozen: nothing" in out
     assert not Path("runs").exists()
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from .. import ops, recipes, tasks
-from ..config import Config, flag, shown
+from ..config import Config, counted, flag, shown
 from ..data.batches import share
 from ..data.sources import resolve_auto
 from ..errors import UserError
@@ -101,7 +101,9 @@ def reopen(resume: str, flags: Mapping[str, Any]) -> tuple[TaskConfig, Path]:
         )
     config = dataclasses.replace(trained.options_of(saved, path), **flags)
     if saved["epoch"] >= config.epochs and is_complete(path.parent, saved["epoch"]):
-        raise UserError(f"{path} has already finished its {saved['epoch']} epochs; pass a larger --epochs to continue")
+        raise UserError(
+            f"{path} has already finished its {counted(saved['epoch'], 'epoch')}; pass a larger --epochs to continue"
+        )
     return config, path
 
 
@@ -154,7 +156,7 @@ def prepare(config: TaskConfig, where: Hardware) -> Job:
     dataset = where.world.in_turn(config.make_task().load)
     images = len(dataset.splits["train"])
     if config.batch_size > images:
-        raise UserError(f"--batch-size {config.batch_size} is larger than the data, {images} images")
+        raise UserError(f"--batch-size {config.batch_size} is larger than the data, {counted(images, 'image')}")
     config = dataclasses.replace(
         config,
         data=dataset.source,
@@ -220,7 +222,8 @@ def plan(job: Job) -> Iterator[str]:
     frozen = ", ".join(n for n, p in job.net.named_parameters() if not p.requires_grad)
     until = f" (epochs 1 to {config.freeze_epochs})" if config.freeze_epochs is not None else ""
     yield f"frozen{until}: {frozen or 'nothing'}"
-    yield f"{config.epochs} epochs of {steps} steps of {config.batch_size} images; learning rates:"
+    each = f"{counted(steps, 'step')} of {counted(config.batch_size, 'image')}"
+    yield f"{counted(config.epochs, 'epoch')} of {each}; learning rates:"
     above = None
     for epoch in range(config.epochs):
         first, last = (learning_rate(config, epoch * steps + step, steps) for step in (0, steps - 1))
