@@ -34,7 +34,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resnet_min.config import flag
+from resnet_min.commands import Parser, check_place, ending_in
+from resnet_min.config import counted, flag
 from resnet_min.files import printable, write_whole
 from resnet_min.tasks import TASKS
 
@@ -50,19 +51,12 @@ MOST_WORST = 100  # images that one picture shows legibly
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(description=__doc__)
     parser.add_argument(
         "checkpoints", nargs="*", metavar="CKPT", help="checkpoints or run folders (default: newest run)"
     )
     parser.add_argument("--weights", metavar="NAME", help="also trained weights that come with the package: cifar10, …")
-    parser.add_argument(
-        "--worst",
-        type=int,
-        metavar="N",
-        help="draw the N worst mistakes",
-    )
+    parser.add_argument("--worst", type=int, metavar="N", help="draw the N worst mistakes")
     parser.add_argument(
         "--images", nargs="+", metavar="PATH", help="answer for these images instead: files, or folders with all below"
     )
@@ -74,8 +68,12 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--amp", choices=("auto", "bf16", "off"), help="bf16 autocast (default: as in training)")
     parser.add_argument("--kernels", choices=("auto", "extension", "reference"), default="auto", help="(default: auto)")
-    parser.add_argument("--json", metavar="FILE", help="write every figure, or every answer, to this file")
-    parser.add_argument("--report", metavar="FILE", help="draw everything, and put it into this one HTML file")
+    parser.add_argument(
+        "--json", type=ending_in(".json"), metavar="FILE", help="write every figure, or every answer, to this .json"
+    )
+    parser.add_argument(
+        "--report", type=ending_in(".html"), metavar="FILE", help="draw everything, and put it into this one .html"
+    )
     parser.add_argument("--title", help="the pictures' title (default: what they show)")
     parser.add_argument("--label", nargs="+", metavar="NAME", help="what to call the networks, in their order")
     parser.add_argument("--format", choices=("png", "svg", "pdf"), default="png", help="of the pictures (default: png)")
@@ -95,7 +93,7 @@ def refuse_foreign(args: argparse.Namespace, task: str, path: Path) -> None:
     """Raise UserError where a flag was given that belongs to another task than the checkpoint's."""
     for name, config in TASKS.items():
         for option in config.evaluation.keys() - TASKS[task].evaluation.keys():
-            if getattr(args, option):
+            if getattr(args, option) not in (None, False):
                 raise UserError(f"--{option} is for --task {name}; {path} is of --task {task}")
 
 
@@ -103,7 +101,7 @@ def refuse_beside_images(args: argparse.Namespace) -> None:
     """Raise UserError where a flag was given that would change nothing beside --images."""
     others = ["data", "data_dir", "cache_dir", "split", "worst", "out", "title", "label", "report"]
     others += [option for config in TASKS.values() for option in config.evaluation]
-    if given := [flag(option) for option in others if getattr(args, option)]:
+    if given := [flag(option) for option in others if getattr(args, option) not in (None, False)]:
         raise UserError(f"{', '.join(given)} would change nothing: --images only says what the network answers")
     if (count := len(args.checkpoints) + (args.weights is not None)) > 1:
         raise UserError(f"--images asks one network; got {count} checkpoints")
@@ -205,6 +203,8 @@ def main(argv: list[str] | None = None) -> None:
 
     if args.report and args.format == "pdf":
         raise UserError("--report puts pictures into a page: --format png or svg")
+    for file in filter(None, (args.json, args.report)):
+        check_place(file)
     with distributed.joined() as world:
         evaluate(args, world)
 
@@ -284,7 +284,7 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
             hardware.keep_freed_memory()
         if dataset is not None:
             classes = f"; {len(dataset.classes)} classes" if dataset.classes else ""
-            print(f"data: {dataset.source}: {len(dataset.splits[split]):,} {split} images{classes}")
+            print(f"data: {dataset.source}: {counted(len(dataset.splits[split]), f'{split} image')}{classes}")
         print(f"device: {where}{', channels_last' if config.channels_last else ''}")
         print(ops.backend_line(where.device), flush=True)
 

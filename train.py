@@ -30,7 +30,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resnet_min import recipes
-from resnet_min.config import Config, flag
+from resnet_min.commands import Parser
+from resnet_min.config import Config, counted, flag
 from resnet_min.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -42,10 +43,7 @@ if TYPE_CHECKING:
 
 def get_parser() -> argparse.ArgumentParser:
     """Every option of every task as a flag, and what concerns only this script. A flag not given sets nothing."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
-    )  # fmt: skip
+    parser = Parser(description=__doc__, argument_default=argparse.SUPPRESS)
     parser.add_argument("--recipe", metavar="NAME", help="recipe that the other flags override")
     parser.add_argument("--list-recipes", action="store_true", help="list the recipes and what was published for each")
     parser.add_argument("--resume", metavar="RUN", help="continue a run, given its folder or checkpoint")
@@ -102,8 +100,11 @@ def prepare_and_train(flags: dict[str, Any], world: World) -> Run | None:
     from resnet_min.runs.folder import held, new_folder, of_launch
     from resnet_min.runs.job import announce, check_milestones, configure, describe_recipe, plan, prepare, reopen
     from resnet_min.runs.pace import Pace
-    from resnet_min.runs.watch import forecast
-    from resnet_min.training import distributed, hardware, transfer
+    from resnet_min.runs.watch import forecast, summary_writer
+    from resnet_min.training import checkpoint, distributed, hardware, transfer
+
+    if log is not None:
+        summary_writer()  # where it is not installed, nothing is touched
 
     # What to train
     if resume is None and distributed.restarts():  # torchrun's command says how the run began: it goes on, if it can
@@ -113,6 +114,8 @@ def prepare_and_train(flags: dict[str, Any], world: World) -> Run | None:
         elif begun is not None:
             out, overwrite = str(begun), True
     if resume is None:
+        if overwrite and out is None:
+            raise UserError("--overwrite replaces the run in --out: name it")
         config, saved_at = world.in_turn(lambda: configure(flags, recipe)), None
         if recipe is not None:
             print(*describe_recipe(recipe, flags, config), sep="\n")
@@ -125,11 +128,12 @@ def prepare_and_train(flags: dict[str, Any], world: World) -> Run | None:
     print(*announce(job), sep="\n")
     if "milestones" in flags:
         check_milestones(job.config, job.steps)
-    if dry_run:
-        return print(*plan(job), *forecast(job), sep="\n")
     if saved_at is None and config.pretrained != "none":
         skipped = transfer.load_pretrained(job.net, config.pretrained, config.arch)
         print(f"weights: {config.pretrained}" + (f", except {', '.join(skipped)}" if skipped else ""))
+    if dry_run:
+        taken = 0 if saved_at is None else checkpoint.load(saved_at)["step"]
+        return print(*plan(job), *forecast(job, taken), sep="\n")
     folder = world.shared(lambda: new_folder(out, config, job.dataset.name) if saved_at is None else saved_at.parent)
     with held(folder) if world.first else contextlib.nullcontext(), Pace(config.save_every, world.any) as pace:
         return train(job, folder, overwrite, saved_at, pace, log)
@@ -278,7 +282,7 @@ def train(job: Job, folder: Path, overwrite: bool, saved_at: Path | None, pace: 
     converged = epoch_to_converge(rows)
     print(
         f"summary: {folder.name}: test {figure.words(rows[-1], 'test')}, {count_parameters(net):,} parameters, "
-        f"{len(rows)} epochs in {sum(row['seconds'] for row in rows):,.0f} s of training on {where}"
+        f"{counted(len(rows), 'epoch')} in {sum(row['seconds'] for row in rows):,.0f} s of training on {where}"
         + (f", training loss converged at epoch {converged}" if converged is not None else "")
     )
     return run

@@ -32,6 +32,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from resnet_min.commands import Parser, ending_in
+from resnet_min.config import flag
 from resnet_min.files import printable
 
 if TYPE_CHECKING:
@@ -41,8 +43,10 @@ if TYPE_CHECKING:
 
 AUGMENTED = range(2, 7)  # epochs whose draws --augment shows, beside the first's
 
+OF_IMAGES = ("image", "data", "data_dir", "cache_dir")  # which --augment and a prediction take, too
 # What each option goes with; one that would change nothing is an error.
 GOES_WITH = {
+    **dict.fromkeys(OF_IMAGES[1:], ("features", "top", "reconstruct", "gradcam")),
     "image": ("features", "reconstruct", "gradcam"),
     "channel": ("features", "top", "reconstruct"),
     "class": ("gradcam",),
@@ -58,9 +62,7 @@ def channel(text: str) -> int | str:
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(description=__doc__)
     parser.add_argument("checkpoint", nargs="?", metavar="CKPT", help="checkpoint or run folder (default: newest run)")
     parser.add_argument(
         "--weights", metavar="NAME", help="trained weights that come with the package instead: cifar10, …"
@@ -110,7 +112,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--title", default="", help="the picture's title (default: what is drawn)")
     parser.add_argument("--format", choices=("png", "svg", "pdf"), help="kind of picture without --out (default: png)")
     parser.add_argument(
-        "--out", metavar="FILE", help="picture to write: .png, .pdf or .svg "
+        "--out", type=ending_in(".png", ".pdf", ".svg"), metavar="FILE", help="picture to write: .png, .pdf or .svg "
         "(default: WHAT-LAYER beside the checkpoint, of --weights here; curves or steps here)",
     )  # fmt: skip
     return parser
@@ -123,10 +125,12 @@ def main(argv: list[str] | None = None) -> None:
     what = args.what or ("features" if several else "filters")
     answer = not (args.layer or args.list_layers or args.curves or args.augment)
     for option, kinds in GOES_WITH.items():
-        if option == "image" and (answer or args.augment):
+        if option in OF_IMAGES and (answer or args.augment):
             continue
         if getattr(args, option) is not None and (args.layer is None or what not in kinds):
-            parser.error(f"--{option} goes with --layer and --what {' or '.join(kinds)}")
+            parser.error(f"{flag(option)} goes with --layer and --what {' or '.join(kinds)}")
+    if args.list_layers and (args.title or args.out or args.format):
+        parser.error("--title, --out and --format are for pictures; --list-layers draws none")
     if args.what and args.layer is None:
         parser.error("--what goes with --layer")
     if several and (what in ("filters", "top") or (args.channel and (what != "features" or "all" in args.channel))):
@@ -161,19 +165,20 @@ def main(argv: list[str] | None = None) -> None:
     if args.curves:
         which = "over" if args.over else "steps" if args.steps else "curves"
         picture = Path(args.out or f"{args.over if args.over else which}.{kind}")
-        folders = [Path(name) if Path(name).is_dir() else Path(name).parent for name in args.curves]
-        logs = [run.read_rows(name, "steps.jsonl" if args.steps else "metrics.jsonl") for name in args.curves]
-        runs = dict(zip(run.named_by(args.label, run.names(folders)), logs, strict=True))
+        log = "steps.jsonl" if args.steps else "metrics.jsonl"
+        named = [(Path(name) if Path(name).is_dir() else Path(name).parent, name) for name in args.curves]
+        logs = {folder: run.read_rows(name, log) for folder, name in named}  # a run that is named twice is drawn once
+        runs = dict(zip(run.named_by(args.label, run.names(list(logs))), logs.values(), strict=True))
         if args.steps:
             figures.steps(runs, picture, title=args.title)
         elif args.over:
-            points = [(run.option_of(place, args.over), rows[-1]) for place, rows in zip(folders, logs, strict=True)]
-            judged_by = tasks.figure_of(row for rows in logs for row in rows)
+            points = [(run.option_of(folder, args.over), rows[-1]) for folder, rows in logs.items()]
+            judged_by = tasks.figure_of(row for rows in logs.values() for row in rows)
             figures.sweep(points, picture, judged_by, args.over, args.title)
         else:
-            judged_by = tasks.figure_of(row for rows in logs for row in rows)
-            whole = zip(runs.items(), args.curves, strict=True)
-            runs = {label: run.from_start(place, rows) for (label, rows), place in whole}
+            judged_by = tasks.figure_of(row for rows in logs.values() for row in rows)
+            whole = zip(runs.items(), logs, strict=True)
+            runs = {label: run.from_start(folder, rows) for (label, rows), folder in whole}
             figures.curves(runs, picture, judged_by, title=args.title)
         return print(f"curves: {picture}")
 

@@ -132,8 +132,8 @@ class Config:
             )
         self.check_at_most(1_000_000, "epochs")
         self.check_at_least(1, "epochs", "batch_size", "limit", "freeze_epochs", "val_every")
-        self.check_at_least(0, "val_size", "momentum", "wd", "freeze_children")
-        self.check_shares("flip", "warmup", "scale", "train_share")
+        self.check_at_least(0, "val_size", "wd", "freeze_children")
+        self.check_shares("flip", "momentum", "warmup", "scale", "train_share")
         for name in ("mean", "std"):
             if getattr(self, name) is not None and len(getattr(self, name)) != 3:
                 raise UserError(f"{flag(name)} needs 3 numbers, red, green and blue; got {len(getattr(self, name))}")
@@ -145,7 +145,7 @@ class Config:
                 raise UserError(
                     f"{flag(name)} is from 0 to 1, where white is 1; divide by 255 where it is 255: got {given}"
                 )
-        for name in ("lr", "freeze_lr", "save_every", "t_max", "scale", "train_share"):
+        for name in ("lr", "gamma", "freeze_lr", "save_every", "t_max", "scale", "train_share"):
             if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"{flag(name)} must be positive; got {getattr(self, name)}")
         if self.freeze != "none" and self.freeze_children:
@@ -263,6 +263,11 @@ def did_you_mean(name: str, known: Any) -> str:
     """', did you mean X?' where something known is close to `name`, otherwise nothing."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f", did you mean {near[0]}?" if near else ""
+
+
+def counted(number: int, noun: str) -> str:
+    """ "1 epoch", "1,437 images"."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def shown(value: Any) -> str:

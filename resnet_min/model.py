@@ -284,6 +284,11 @@ def resnet(
     if option == "A" and own_option == "B":
         raise UserError(f"option A is of the paper's CIFAR nets (resnet20, …); the shortcuts of {arch} are option B")
     option = option or own_option
+    for name, numbers in (("blocks", blocks), ("widths", widths), ("strides", strides)):
+        if numbers is not None and not isinstance(numbers, (tuple, list)):
+            raise UserError(f"{name} are a tuple, one number a stage; got {numbers!r:.80}")
+    if not 0 <= dropout <= 1:
+        raise UserError(f"dropout must be between 0 and 1; got {dropout}")
     blocks, widths = tuple(blocks or own_blocks), tuple(widths or own_widths)
     strides = tuple(strides or (1, *(2,) * (len(blocks) - 1)))
     if not len(blocks) == len(widths) == len(strides):

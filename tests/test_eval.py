@@ -247,6 +247,15 @@ def test_refusals(run, tmp_path):
         script.main([str(run)])
 
 
+def test_a_place_where_nothing_can_be_written_is_an_error_before_the_work(run, tmp_path, capsys):
+    (tmp_path / "f.json").mkdir()
+    with pytest.raises(UserError, match="f.json is a folder; name a file"):
+        script.main([str(run), "--json", str(tmp_path / "f.json")])
+    with pytest.raises(OSError, match="last.pt"):
+        script.main([str(run), "--report", str(run / "last.pt" / "page.html")])
+    assert capsys.readouterr().out == ""
+
+
 class Evil:
     def __reduce__(self):
         return (Path("owned").touch, ())
@@ -326,4 +335,5 @@ def test_an_error_is_one_line_and_exit_code_2(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (2, f"error: no checkpoint at {tmp_path / 'none.pt'}\n")
     done = subprocess.run([sys.executable, str(script_path), "--confus"], capture_output=True, text=True)
-    assert done.returncode == 2 and "unrecognized arguments: --confus" in done.stderr
+    said = "error: unknown argument '--confus', did you mean --confusion?; --help lists what there is\n"
+    assert (done.returncode, done.stderr) == (2, said)

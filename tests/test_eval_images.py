@@ -87,8 +87,8 @@ def test_a_folder_is_answered_and_what_is_damaged_is_named(run, pictures, capsys
 
 
 def test_it_says_what_predict_says(run, pictures, capsys):
-    script.main([run, "--images", *pictures, "--json", "f"])
-    rows = json.loads(Path("f").read_text())["images"]
+    script.main([run, "--images", *pictures, "--json", "f.json"])
+    rows = json.loads(Path("f.json").read_text())["images"]
     readable = [row for row in rows if "error" not in row]
     net = resnet_min.load(run)
     wanted = net.predict([Image.open(row["image"]) for row in readable])

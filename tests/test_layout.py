@@ -22,7 +22,7 @@ ORDER = (
     "ops",
     "kernels",
 )
-EVERYBODYS = ("", "config", "errors", "files", "recipes")
+EVERYBODYS = ("", "commands", "config", "errors", "files", "recipes")
 FILES = [*ROOT.glob("*.py"), *(ROOT / "tools").rglob("*.py"), *(ROOT / "resnet_min").rglob("*.py")]
 
 

@@ -45,6 +45,7 @@ def test_a_run_writes_what_it_promises(folder, capsys):
     config = json.loads((path / "config.json").read_text())
     assert read_config(config).data == str(Path(folder).resolve())
     assert "best on test" in out and "only to compare" in out
+    assert " 2 epochs in " in out and " 1 epoch in " in out
 
 
 def test_the_test_set_does_not_select(folder, capsys):
@@ -164,7 +165,7 @@ def test_an_earlier_checkpoint_does_not_rewind_its_run(folder):
 
 def test_resume_goes_on_longer_with_epochs(folder):
     run(folder, "--epochs", 1, "--out", "r", "--schedule", "constant")
-    with pytest.raises(UserError, match="has already finished its 1 epochs"):
+    with pytest.raises(UserError, match="has already finished its 1 epoch;"):
         train.main(["--resume", "r"])
     with pytest.raises(UserError, match=r"remove --lr$"):
         train.main(["--resume", "r", "--lr", "0.5"])
@@ -184,10 +185,16 @@ def test_resume_refuses_other_data(folder):
 def test_a_run_is_not_overwritten(folder):
     run(folder, "--epochs", 1, "--out", "r")
     before = Path("r/last.pt").read_bytes()
-    with pytest.raises(UserError, match="already holds a run"):
+    with pytest.raises(UserError, match="already holds a run: --resume r goes on, --overwrite replaces it"):
         run(folder, "--epochs", 1, "--out", "r")
     assert Path("r/last.pt").read_bytes() == before
+    Path("r/last.pt").rename("elsewhere.pt")
+    with pytest.raises(UserError, match="already holds a run: --overwrite replaces it"):
+        run(folder, "--epochs", 1, "--out", "r")
+    Path("r/tensorboard").mkdir()
+    Path("r/tensorboard/events.out").write_text("of the old run")
     run(folder, "--epochs", 1, "--out", "r", "--overwrite", "--seed", 3)
+    assert not Path("r/tensorboard").exists()
     assert len(rows("r")) == 1 and Path("r/last.pt").read_bytes() != before
 
 
@@ -206,6 +213,7 @@ def test_divergence_names_step_and_rate_and_keeps_the_last_good_checkpoint(folde
 def test_dry_run_says_what_would_happen_and_leaves_nothing(folder, capsys):
     run(folder, "--dry-run", "--epochs", 164)
     out = capsys.readouterr().out
+    assert "\n164 epochs of 5 steps of 8 images; learning rates:\n" in out
     assert "dark 17, light 17" in out and "from epoch 82: 0.005" in out and "frozen: nothing" in out
     assert not Path("runs").exists()
 
@@ -230,13 +238,20 @@ def test_dry_run_says_what_would_happen_and_leaves_nothing(folder, capsys):
             ["--milestones", "5", "820", "--milestone-unit", "iterations"],
             "820 is never reached: the schedule ends after 820 iterations",
         ),
-        (["--milestones", "2", "--schedule", "cosine"], "--milestones are for --schedule step"),
+        (["--milestones", "2", "--schedule", "cosine"], "--milestones goes with --schedule step; this is cosine"),
+        (["--gamma", "0.5", "--schedule", "cosine"], "--gamma goes with --schedule step; this is cosine"),
+        (["--warmup", "0.7", "--schedule", "step"], "--warmup goes with --schedule onecycle; this is step"),
+        (["--t-max", "7"], "--t-max goes with --schedule cosine; this is step"),
+        (["--momentum", "0.3", "--optimizer", "adam"], "--momentum goes with --optimizer sgd; this is adam"),
+        (["--overwrite"], "--overwrite replaces the run in --out: name it"),
         (["--crop", "64"], "--crop is an option of --task crowd; this is --task classify"),
         (["--pretrained", "nowhere.pt"], "no checkpoint at nowhere.pt"),
         (["--pretrained", "imagenet"], "torchvision has no weights for resnet20"),
         (["--option", "B", "--plain"], "option B says which shortcuts, and a plain network has none"),
         (["--arch", "resnet18", "--option", "A"], "the shortcuts of resnet18 are option B"),
         (["--arch", "resnet20", "--freeze-children", "10"], "nothing to train; 9 leaves fc alone"),
+        (["--device", "meta"], "--device is auto, cpu, cuda or cuda:N; got 'meta'"),
+        (["--device", "mps"], "--device is auto, cpu, cuda or cuda:N; got 'mps'"),
         (["--device", "cuda:99"], "device 'cuda:99' is not available here"),
         (["--resume", "nowhere"], "no checkpoint at nowhere"),
         (["--out", "shades/train/dark/0.png"], "is a file"),
@@ -281,7 +296,9 @@ def test_a_run_from_other_weights(folder, capsys):
     run(folder, "--epochs", 1, "--out", "one")
     flags = ("--pretrained", "one", "--freeze-children", 9, "--freeze-bn", "--stem", "cifar-pool", "--epochs", 2)
     run(folder, *flags, "--dry-run")
-    assert "weights:" not in capsys.readouterr().out
+    assert "weights: one\n" in capsys.readouterr().out
+    with pytest.raises(UserError, match="no checkpoint at nowhere.pt"):
+        run(folder, "--pretrained", "nowhere.pt", "--dry-run")
     run(folder, *flags, "--out", "two")
     assert "weights: one\n" in capsys.readouterr().out
     before, after = (checkpoint.load(path)["model"] for path in ("one", "two"))
@@ -322,6 +339,12 @@ def test_a_flag_that_a_recipe_does_not_go_with_names_both():
     with pytest.raises(UserError, match=says):
         job.configure({"optimizer": "adam"}, "digits")
     assert job.configure({"optimizer": "adam", "nesterov": False}, "digits").optimizer == "adam"
+    assert job.configure({"schedule": "cosine"}, "nctu-resnet18").milestones  # idle, and nobody typed it
+
+
+def test_a_scaled_schedule_takes_no_other_length():
+    with pytest.raises(UserError, match="--scale and --epochs both say how long the schedule is: give one of them"):
+        job.configure({"scale": 0.5, "epochs": 3}, "digits")
 
 
 def test_flags_override_a_recipe():

@@ -22,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from resnet_min.commands import Parser
 from resnet_min.errors import UserError, run_script
 from resnet_min.files import write_whole
 
@@ -41,10 +42,7 @@ SECONDS = 0.5  # at least, that each net is timed
 
 def get_args(argv: list[str] | None) -> argparse.Namespace:
     """The flags, checked."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.export", description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = Parser(prog="python -m tools.export", description=__doc__)
     parser.add_argument("checkpoint", nargs="?", metavar="RUN", help="checkpoint or run folder (default: newest run)")
     parser.add_argument("--weights", metavar="NAME", help="trained weights that come with the package: cifar10, …")
     parser.add_argument("--to", choices=FORMATS, required=True, help="format of the file")

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resnet_min import weights
+from resnet_min.commands import Parser
 from resnet_min.config import flag, shown
 from resnet_min.errors import UserError, run_script
 from resnet_min.files import write_whole
@@ -32,10 +33,7 @@ AS_IT_IS = dict(stem="cifar", plain=False, blocks=None, widths=None, strides=Non
 
 
 def get_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.package_weights", description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = Parser(prog="python -m tools.package_weights", description=__doc__)
     parser.add_argument("run", metavar="RUN", help="folder of a finished run, or a checkpoint in it")
     parser.add_argument("--name", help="what to call them, behind the arch (default: the data set)")
     parser.add_argument("--note", default="", metavar="TEXT", help="what else there is to know, for the card")

@@ -42,6 +42,7 @@ from pathlib import Path
 
 import train
 from resnet_min import recipes, tasks
+from resnet_min.commands import Parser
 from resnet_min.config import flag
 from resnet_min.files import write_whole
 from resnet_min.runs import results, tables
@@ -68,10 +69,7 @@ DEPTHS = {  # final errors over depth
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.reproduce", description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = Parser(prog="python -m tools.reproduce", description=__doc__)
     parser.add_argument(
         "recipes", nargs="*", metavar="RECIPE",
         help="recipes by name or pattern, or all (train.py --list-recipes lists them)",

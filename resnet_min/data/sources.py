@@ -24,7 +24,7 @@ CIFAR = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}  # th
 CIFAR10_CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip
-IMAGE_FILES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
+IMAGE_FILES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm")
 NEEDED = ("train", "test")  # splits that a data set has to have: to train with
 
 
@@ -161,6 +161,8 @@ def _table(data: str, needed: Collection[str]) -> Source:
     if not rows or not {"path", "label"} <= rows[0].keys():
         raise UserError(f"{file} needs a first line with path,label or path,label,split, and images below it")
     for line, row in enumerate(rows, start=2):
+        if None in row:  # where DictReader puts what is beyond the columns
+            raise UserError(f"{file}, line {line}: more fields than columns; a name with a comma in it needs quotes")
         if not row["path"] or not row["label"] or row.get("split", "train") not in ("train", "val", "test"):
             raise UserError(f"{file}, line {line}: wanted a path, a label, and as split train, val or test; got {row}")
         if not (file.parent / row["path"]).is_file():

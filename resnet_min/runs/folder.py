@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -81,9 +82,11 @@ class Run:
         """A new run in `folder`. Raises UserError where that holds one that may not be overwritten."""
         if any((folder / name).exists() for name in FILES):
             if not overwrite:
-                raise UserError(f"{folder} already holds a run: --resume {folder} goes on, --overwrite replaces it")
+                goes_on = f"--resume {folder} goes on, " if (folder / "last.pt").is_file() else ""
+                raise UserError(f"{folder} already holds a run: {goes_on}--overwrite replaces it")
             for name in FILES:
                 (folder / name).unlink(missing_ok=True)
+            shutil.rmtree(folder / "tensorboard", ignore_errors=True)  # which would show both runs as one
         return cls(folder, config, environment, [])
 
     @classmethod

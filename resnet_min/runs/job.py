@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from .. import ops, recipes, tasks
-from ..config import Config, flag, shown
+from ..config import Config, counted, flag, shown
 from ..data.batches import share
 from ..data.sources import resolve_auto
 from ..errors import UserError
@@ -25,6 +25,16 @@ from ..training.hardware import Hardware
 from ..training.optimizer import learning_rate
 from .folder import is_complete
 
+# What an option goes with; one that was typed and would change nothing is an error. A recipe's own may lie idle.
+GOES_WITH = {
+    "milestones": ("schedule", "step"),
+    "milestone_unit": ("schedule", "step"),
+    "gamma": ("schedule", "step"),
+    "t_max": ("schedule", "cosine"),
+    "warmup": ("schedule", "onecycle"),
+    "momentum": ("optimizer", "sgd"),
+}
+
 
 def configure(flags: Mapping[str, Any], recipe_name: str | None) -> TaskConfig:
     """The options of a new run: the recipe's, or those that suit the data, and the flags over them.
@@ -35,6 +45,8 @@ def configure(flags: Mapping[str, Any], recipe_name: str | None) -> TaskConfig:
     if "scale" in flags:
         if not settings:
             raise UserError("--scale shrinks the schedule of a recipe: name it with --recipe")
+        if "epochs" in flags:
+            raise UserError("--scale and --epochs both say how long the schedule is: give one of them")
         if 0 < flags["scale"] < 1:  # make_config refuses others
             settings = recipes.scaled(settings, flags["scale"])
     task = flags.get("task") or settings.get("task")
@@ -48,7 +60,11 @@ def configure(flags: Mapping[str, Any], recipe_name: str | None) -> TaskConfig:
     data = resolve_auto({"data": kind.data, **settings, **flags}["data"], flags.get("data_dir", Config.data_dir))
     if (other := tasks.recognised(data)) and other != task:
         raise UserError(f"{data} is data of --task {other}; this is --task {task}")
-    return tasks.make_config({**(settings or kind.default_settings(data)), **flags, "task": task, "data": data})
+    config = tasks.make_config({**(settings or kind.default_settings(data)), **flags, "task": task, "data": data})
+    for name, (other, wanted) in GOES_WITH.items():
+        if name in flags and (got := getattr(config, other)) != wanted:
+            raise UserError(f"{flag(name)} goes with {flag(other)} {wanted}; this is {got}")
+    return config
 
 
 def describe_recipe(name: str, flags: Mapping[str, Any], config: TaskConfig) -> Iterator[str]:
@@ -85,7 +101,9 @@ def reopen(resume: str, flags: Mapping[str, Any]) -> tuple[TaskConfig, Path]:
         )
     config = dataclasses.replace(trained.options_of(saved, path), **flags)
     if saved["epoch"] >= config.epochs and is_complete(path.parent, saved["epoch"]):
-        raise UserError(f"{path} has already finished its {saved['epoch']} epochs; pass a larger --epochs to continue")
+        raise UserError(
+            f"{path} has already finished its {counted(saved['epoch'], 'epoch')}; pass a larger --epochs to continue"
+        )
     return config, path
 
 
@@ -100,8 +118,6 @@ def _epoch_of(path: Path) -> int:
 def check_milestones(config: TaskConfig, steps: int) -> None:
     """Raise UserError where a milestone would never come, with `steps` an epoch: asked for by flag, that is a slip."""
     end = config.epochs - (config.freeze_epochs or 0)
-    if config.schedule != "step":
-        raise UserError(f"--milestones are for --schedule step; this is {config.schedule}")
     if config.milestone_unit == "iterations":
         end *= steps
     if config.milestones[-1] >= end:
@@ -140,7 +156,7 @@ def prepare(config: TaskConfig, where: Hardware) -> Job:
     dataset = where.world.in_turn(config.make_task().load)
     images = len(dataset.splits["train"])
     if config.batch_size > images:
-        raise UserError(f"--batch-size {config.batch_size} is larger than the data, {images} images")
+        raise UserError(f"--batch-size {config.batch_size} is larger than the data, {counted(images, 'image')}")
     config = dataclasses.replace(
         config,
         data=dataset.source,
@@ -206,7 +222,8 @@ def plan(job: Job) -> Iterator[str]:
     frozen = ", ".join(n for n, p in job.net.named_parameters() if not p.requires_grad)
     until = f" (epochs 1 to {config.freeze_epochs})" if config.freeze_epochs is not None else ""
     yield f"frozen{until}: {frozen or 'nothing'}"
-    yield f"{config.epochs} epochs of {steps} steps of {config.batch_size} images; learning rates:"
+    each = f"{counted(steps, 'step')} of {counted(config.batch_size, 'image')}"
+    yield f"{counted(config.epochs, 'epoch')} of {each}; learning rates:"
     above = None
     for epoch in range(config.epochs):
         first, last = (learning_rate(config, epoch * steps + step, steps) for step in (0, steps - 1))

@@ -26,8 +26,8 @@ def duration(seconds: float) -> str:
     return f"{max(0, seconds):.0f} s"
 
 
-def forecast(job: Job) -> Iterator[str]:
-    """How long a run will take, by a few steps and batches that leave the network spoilt, as one line.
+def forecast(job: Job, taken: int = 0) -> Iterator[str]:
+    """How long a run will take after `taken` steps, by a few steps and batches that spoil the network, as one line.
 
     Nothing for several processes, which would have to take the same steps.
     """
@@ -35,9 +35,9 @@ def forecast(job: Job) -> Iterator[str]:
         return
     training, evaluating = budget.training_speed(job), budget.evaluation_speed(job)
     config, sizes = job.config, {name: len(split) for name, split in job.dataset.splits.items()}
-    looked_at = -(-config.epochs // config.val_every) * sizes[job.watched]
-    looked_at += sizes["test"] if job.watched != "test" else 0
-    seconds = config.epochs * sizes["train"] / training + looked_at / evaluating
+    looks = -(-config.epochs // config.val_every) - taken // job.steps // config.val_every
+    looked_at = looks * sizes[job.watched] + (sizes["test"] if job.watched != "test" else 0)
+    seconds = (config.epochs - taken / job.steps) * sizes["train"] / training + looked_at / evaluating
     yield (
         f"it would take about {duration(seconds)} here: {training:,.0f} images/s in training, "
         f"{evaluating:,.0f} in evaluation"
@@ -85,19 +85,21 @@ class Watch:
         return f"  {duration(self.left())} left" if epoch < self.job.config.epochs else ""
 
 
-class TensorBoard:
-    """A run's figures for TensorBoard, in the folder `tensorboard` of its own.
+def summary_writer() -> type:
+    """TensorBoard's writer. Raises UserError where that is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError("--log tensorboard needs an extra: pip install -e '.[tensorboard]'") from None
+    return SummaryWriter
 
-    Raises UserError where that is not installed.
-    """
+
+class TensorBoard:
+    """A run's figures for TensorBoard, in the folder `tensorboard` of its own."""
 
     def __init__(self, folder: Path, step: int) -> None:
         """step: the last one that a run to go on with had taken; what was written of later ones is hidden."""
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise UserError("--log tensorboard needs an extra: pip install -e '.[tensorboard]'") from None
-        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+        self.writer = summary_writer()(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
 
     def log(self, row: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> None:
         """An epoch's line of metrics.jsonl, and its steps'."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 from dataclasses import dataclass, replace
 
 import torch
@@ -75,6 +76,8 @@ def find_device(name: str = "auto") -> torch.device:
 
     A GPU becomes CUDA's current device: what has no tensor to go by (a stream, an event, a graph) belongs to that.
     """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise UserError(f"--device is auto, cpu, cuda or cuda:N; got {name!r:.80}")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import textwrap
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -43,10 +44,11 @@ def new_figure(width: float, height: float) -> Figure:
 
 def save(figure: Figure, path: str | Path) -> None:
     path = Path(path)
-    kind = path.suffix[1:].lower() or "png"
-    if kind not in figure.canvas.get_supported_filetypes():
+    kind = path.suffix[1:].lower()
+    if kind not in KINDS:
         raise UserError(f"cannot draw {path}: pictures are .png, .pdf or .svg")
-    with rc_context(WRITTEN):
+    with rc_context(WRITTEN), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in a script that the font has not: boxes
         write_whole(path, partial(figure.savefig, format=kind))
 
 

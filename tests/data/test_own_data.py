@@ -62,6 +62,7 @@ def test_a_table_without_splits_holds_a_fifth_of_each_class_out():
         ("path,label,split\nimages/1.png,a,train\nimages/99.png,b,test\n", "line 3: there is no file"),
         ("path,label,split\nimages/1.png,a,training\n", "line 2: wanted a path, a label, and as split"),
         ("path,label,split\nimages/1.png,,train\n", "line 2: wanted a path"),
+        ("path,label\nimages/1.png,a\nimages/2.png,b,c\n", "line 3: more fields than columns; a name with a comma"),
         ("path,label,split\nimages/1.png,a,train\nimages/2.png,b,train\n", "no image whose split is test"),
         ("path,label,split\nimages/1.png,a,train\nimages/2.png,a,test\n", "two or more labels"),
         ("path,label\nimages/1.png,a\nimages/2.png,b\n", "no column split, and too few images"),
@@ -71,6 +72,15 @@ def test_a_table_without_splits_holds_a_fifth_of_each_class_out():
 def test_a_bad_table(text, said):
     with pytest.raises(UserError, match=said):
         data.load(table(text))
+
+
+def test_gif_and_tiff_are_among_a_folders_images():
+    frames = [Image.new("L", (32, 32), value) for value in (10, 200)]
+    for folder in (Path("own", split, name) for split in ("train", "test") for name in "ab"):
+        folder.mkdir(parents=True)
+        frames[0].save(folder / "1.gif", save_all=True, append_images=frames[1:])  # the first frame counts
+        frames[0].save(folder / "2.tif"), frames[0].save(folder / "3.TIFF")
+    assert data.load("own").train.images[:, 0, 0, 0].tolist() == [10] * 6
 
 
 def test_svhn():

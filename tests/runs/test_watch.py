@@ -72,6 +72,17 @@ def test_a_dry_run_says_how_long_and_leaves_nothing(folder, capsys, monkeypatch)
     assert not Path("runs").exists()
 
 
+def test_a_dry_run_of_one_that_goes_on_is_of_what_is_left(folder, capsys, monkeypatch):
+    flags = [*TINY, "--data", folder, "--epochs", "3", "--val-every", "2", "--out", "run", "--schedule", "constant"]
+    train.main(flags)
+    speeds = iter([1.0, 1.0])
+    monkeypatch.setattr(watch.budget, "_speed", lambda take, most: next(speeds))
+    train.main(["--resume", "run", "--epochs", "5", "--dry-run"])
+    *_, last = capsys.readouterr().out.splitlines()
+    # two epochs of 34 images, and the looks at 12 after the fourth and the fifth
+    assert last.startswith(f"it would take about {watch.duration(2 * 34 + 2 * 12)} here: ")
+
+
 def test_main_returns_the_run_and_tensorboard_has_it(folder, capsys):
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     run = train.main([*TINY, "--data", folder, "--epochs", "2", "--out", "run", "--log", "tensorboard"])
@@ -103,4 +114,13 @@ def test_tensorboard_is_an_extra(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(UserError, match=r"pip install -e '\.\[tensorboard\]'"):
         train.main([*TINY, "--data", folder, "--epochs", "1", "--out", "run", "--log", "tensorboard"])
-    assert not list(Path("run").glob("*.pt"))
+    assert not Path("run").exists()
+
+
+def test_without_it_the_run_to_overwrite_stays(folder, monkeypatch):
+    flags = [*TINY, "--data", folder, "--epochs", "1", "--out", "run"]
+    train.main(flags)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(UserError, match="--log tensorboard needs an extra"):
+        train.main([*flags, "--overwrite", "--log", "tensorboard"])
+    assert Path("run/last.pt").is_file() and Path("run/curves.png").is_file()

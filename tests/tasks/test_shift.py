@@ -123,13 +123,15 @@ def test_corruptions_of_the_test_images(run, capsys, drawn):
     assert {text.get_text() for text in drawn[0].axes[0].texts} == {"brightness", "noise"}
 
 
-def test_bad_arrays(run):
+def test_bad_arrays(run, capsys):
     def refuse(said, *flags):
         with pytest.raises(UserError, match=said):
             script.main([run, "--data", "cifar10.1_v6_data.npy", *flags])
+        assert "accuracy" not in capsys.readouterr().out  # before anything is evaluated
 
     refuse("no labels.npy and NAME.npy", "--corrupt", "run")
     refuse("neither a folder nor one of", "--corrupt", "nowhere")
+    refuse("--corrupt : neither a folder nor one of", "--corrupt", "")
     refuse("needs the files none_data.npy and none_labels.npy; there is no", "--data", "none_data.npy")
     np.save("C/fog.npy", np.zeros((19, 32, 32, 3), np.uint8))
     np.save("C/labels.npy", np.zeros(19, int))

@@ -191,11 +191,14 @@ def test_pictures_are_written_by_their_suffix(tmp_path):
     assert ">predicted class</text>" in (tmp_path / "new" / "c.svg").read_text()  # a text, not its outlines
     pictures.confusion([[1, 0], [0, 1]], "ab", tmp_path / "c.pdf", title="")
     assert b"/Type3" not in (tmp_path / "c.pdf").read_bytes()
-    pictures.confusion([[1, 0], [0, 1]], "ab", tmp_path / "plain", title="")
-    assert (tmp_path / "plain").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(UserError, match=r"\.png, \.pdf or \.svg"):
-        pictures.confusion([[1, 0], [0, 1]], "ab", tmp_path / "c.doc", title="")
-    assert not (tmp_path / "c.doc").exists()
+    for name in ("LICENSE", "c.eps", "c.raw", "c.doc"):
+        with pytest.raises(UserError, match=f"cannot draw .*{name}: pictures are .png, .pdf or .svg"):
+            pictures.confusion([[1, 0], [0, 1]], "ab", tmp_path / name, title="")
+        assert not (tmp_path / name).exists()
+
+
+def test_names_that_the_font_has_not_are_drawn_without_a_warning(tmp_path):
+    pictures.confusion([[1, 0], [0, 1]], ["übung 漢字", "b"], tmp_path / "c.png", title="漢字")
 
 
 def test_errors_over_depth(tmp_path):

@@ -28,6 +28,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from resnet_min.commands import Parser
 from resnet_min.config import ARCHS
 from resnet_min.errors import UserError, run_script
 from resnet_min.files import write_whole
@@ -79,10 +80,7 @@ def print_row(row: Row, first: bool) -> None:
 
 def get_args(argv: list[str]) -> argparse.Namespace:
     """The flags, checked."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.benchmark", description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = Parser(prog="python -m tools.benchmark", description=__doc__)
     parser.add_argument("table", choices=TABLES, help="what to time")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda where there is one)")
     parser.add_argument(

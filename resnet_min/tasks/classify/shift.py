@@ -80,14 +80,17 @@ def variants(images: Split, wanted: str, classes: int) -> Iterator[tuple[str, in
 
     wanted: "all", the names of some with commas between, or a folder as CIFAR-10-C is published: labels.npy and, for
     each corruption, an array of five times as many images, or as labels, uint8 [5 N, H, W, 3], by severity.
-    Raises UserError for another name or folder.
+    Raises UserError for another name or folder, at once and not with the first images.
     """
-    if Path(wanted).is_dir():
-        yield from _published(Path(wanted), classes)
-        return
+    if wanted and Path(wanted).is_dir():
+        return _published(Path(wanted), classes)
     names = list(CORRUPTIONS) if wanted == "all" else wanted.split(",")
     if unknown := [name for name in names if name not in CORRUPTIONS]:
         raise UserError(f"--corrupt {unknown[0]}: neither a folder nor one of all, {', '.join(CORRUPTIONS)}")
+    return _corrupted(images, names)
+
+
+def _corrupted(images: Split, names: Sequence[str]) -> Iterator[tuple[str, int, Split]]:
     for name in names:
         corrupt, levels = CORRUPTIONS[name]
         for severity, level in enumerate(levels, start=1):
@@ -99,16 +102,17 @@ def _published(folder: Path, classes: int) -> Iterator[tuple[str, int, Split]]:
     files = sorted(file for file in folder.glob("*.npy") if file.name != "labels.npy")
     if not files or not (folder / "labels.npy").is_file():
         raise UserError(f"--corrupt {folder} has no labels.npy and NAME.npy, as CIFAR-10-C has")
-    for file in files:
-        pixels, labels = read_array(file, folder / "labels.npy")
+    arrays = {file: read_array(file, folder / "labels.npy") for file in files}
+    for file, (pixels, labels) in arrays.items():
         if labels.max() >= classes:
             raise UserError(f"{folder / 'labels.npy'} has the class {labels.max()}; the network tells {classes}")
         if len(pixels) % SEVERITIES:
             raise UserError(f"{file} has {len(pixels)} images, which are not five severities")
-        count = len(pixels) // SEVERITIES
-        for severity in range(1, SEVERITIES + 1):
-            part = slice((severity - 1) * count, severity * count)
-            yield file.stem, severity, Split(torch.tensor(pixels[part]), torch.tensor(labels[part]))
+    return (
+        (file.stem, severity, Split(*(torch.tensor(np.split(array, SEVERITIES)[severity - 1]) for array in pair)))
+        for file, pair in arrays.items()
+        for severity in range(1, SEVERITIES + 1)
+    )
 
 
 def table(rows: Sequence[Mapping[str, Any]], clean: Mapping[str, float]) -> list[list[str]]:

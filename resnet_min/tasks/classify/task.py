@@ -91,6 +91,7 @@ class Classify(Task):
         from . import pictures  # which need matplotlib; a network that serves does not
 
         images, config = dataset.splits[split], self.config
+        shifted = options.corrupt is not None and shift.variants(images, options.corrupt, len(dataset.classes))
         net = FlipAverage(net) if options.tta else net
         batches = self.batches(images, where, options.batch_size)
         macs = count_macs(net, batches.size)  # of both views
@@ -118,8 +119,8 @@ class Classify(Task):
         figures = {"tta": options.tta, "loss": loss, "parameters": count_parameters(net), "macs": macs}
         figures |= {"images_per_second": speed, **report.as_dict(found)}
         tables = {"Figures of each class": report.cells(found)}
-        if options.corrupt:
-            figures["corruptions"] = rows = self._under_shift(net, images, len(dataset.classes), where, options)
+        if shifted:
+            figures["corruptions"] = rows = self._under_shift(net, shifted, where, options.batch_size)
             tables["Accuracy under shift"] = shown = shift.table(rows, figures)
             print("", *(f"{name:20}" + "".join(f"{cell:>12}" for cell in cells) for name, *cells in shown), sep="\n")
             if where.world.first:
@@ -135,12 +136,12 @@ class Classify(Task):
         return Evaluation(figures, columns, tables)
 
     def _under_shift(
-        self, net: nn.Module, images: Split, classes: int, where: Hardware, options: argparse.Namespace
+        self, net: nn.Module, shifted: Iterable[tuple[str, int, Split]], where: Hardware, batch_size: int
     ) -> list[dict[str, Any]]:
         """Accuracy and calibration error of each corruption and severity."""
         rows = []
-        for name, severity, some in shift.variants(images, options.corrupt, classes):
-            batches = self.batches(some, where, options.batch_size)
+        for name, severity, some in shifted:
+            batches = self.batches(some, where, batch_size)
             _, accuracy, logits = predict(net, with_bar(batches, where, f"{name} {severity}"), where)
             probabilities = report.softmax(logits)
             right = probabilities.argmax(1) == some.labels.numpy()
