@@ -273,9 +273,7 @@ def resnet(
     if stem not in ("cifar", "imagenet", "cifar-pool"):
         raise UserError(f"unknown stem {stem!r}; known: cifar, imagenet, cifar-pool")
     if weights is not None and (stem != "cifar" or any((plain, blocks, widths, strides, option))):
-        raise UserError(
-            f"weights {weights!r} are for {arch} as it is: without stem, plain, blocks, widths, strides and option"
-        )
+        raise UserError(f"weights {weights!r} are for {arch} as it is: leave stem, plain, option and numbers out")
     block, own_blocks, own_widths, own_option = ARCH[arch]
     if option not in (None, "A", "B"):
         raise UserError(f"unknown option {option!r}; known: A (padding), B (projections)")
@@ -296,9 +294,7 @@ def resnet(
             f"blocks, widths and strides need one number a stage; got {len(blocks)}, {len(widths)} and {len(strides)}"
         )
     if min(*blocks, *widths, *strides) < 1 or max(*blocks, *widths, *strides) > MOST:
-        raise UserError(
-            f"blocks, widths and strides must be positive and at most {MOST:,}; got {blocks}, {widths}, {strides}"
-        )
+        raise UserError(f"blocks, widths and strides are from 1 to {MOST:,}; got {blocks}, {widths}, {strides}")
     if option == "A" and list(widths) != sorted(widths):
         raise UserError(f"{arch}'s zero-padded shortcuts cannot drop channels; got widths {widths}")
     net = ResNet(

@@ -116,7 +116,7 @@ def test_a_net_by_the_name_of_its_weights(run, package):
         ("resnet20", {"weights": ""}, "no weights '' of resnet20"),
         ("resnet32", {"weights": "digits"}, "no weights 'digits' of resnet32"),
         ("resnet20", {"weights": "digits", "num_classes": 5}, "tell 10 classes; got num_classes=5"),
-        ("resnet20", {"weights": "digits", "plain": True}, "are for resnet20 as it is: without stem, plain"),
+        ("resnet20", {"weights": "digits", "plain": True}, "are for resnet20 as it is: leave stem, plain"),
         ("resnet20", {"weights": "digits", "stem": "imagenet"}, "are for resnet20 as it is"),
         ("resnet20", {"weights": "digits", "strides": (1, 2, 1)}, "are for resnet20 as it is"),
         ("resnet20", {"weights": "digits", "option": "B"}, "are for resnet20 as it is"),
