@@ -127,7 +127,7 @@ def test_macs_of_resnet18():
         ({"arch": "resnet20", "num_classes": 2.5}, "num_classes is a whole number of at least 1; got 2.5"),
         ({"arch": "resnet18", "stem": "round"}, "cifar-pool"),
         ({"arch": "resnet18", "blocks": (2, 2)}, "one number a stage"),
-        ({"arch": "resnet18", "strides": (1, 0, 2, 2)}, "positive"),
+        ({"arch": "resnet18", "strides": (1, 0, 2, 2)}, "are from 1 to"),
         ({"arch": "resnet20", "blocks": 3}, "blocks are a tuple, one number a stage; got 3"),
         ({"arch": "resnet20", "dropout": 2}, "dropout must be between 0 and 1; got 2"),
         ({"arch": "resnet20", "widths": (32, 16, 8)}, "cannot drop channels"),
