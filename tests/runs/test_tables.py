@@ -115,6 +115,25 @@ def test_a_row_is_of_the_runs_that_are_the_most_of_their_recipe(tmp_path):
     assert tables.table(found, {})["digits"]["epochs"] == "20 of 20 epochs, 50 images of each split"
 
 
+@pytest.mark.parametrize(
+    ("start", "said"),
+    [
+        ({"processor": "AMD EPYC (family 25, model 1), 2 cores, AVX2"}, "EPYC 25/1 AVX2 (1 thread), float32"),
+        (
+            {"processor": "Intel(R) Xeon(R) Processor (family 6, model 207), 2 cores, AVX512, bf16"},
+            "Xeon 6/207 AVX512 bf16 (1 thread), float32",
+        ),
+        ({"processor": "Intel(R) Xeon(R) Processor"}, "Xeon (1 thread), float32"),
+        ({}, "cpu without a name (1 thread), float32"),
+        ({"device": "NVIDIA H200, float32", "processor": "AMD EPYC"}, "NVIDIA H200, float32"),
+    ],
+)
+def test_a_row_says_which_machine_it_is_of(tmp_path, start, said):
+    make_run(tmp_path, "digits")
+    (tmp_path / "digits" / "environment.jsonl").write_text(json.dumps({"device": "cpu (1 thread), float32"} | start))
+    assert tables.table(results.read_all(tmp_path)[0], {})["digits"]["hardware"] == said
+
+
 def test_a_table_is_read_as_it_was_written():
     rows = {"a": {"recipe": "a", "gap": "-1 | or | more", "hardware": ""}, "b": {"recipe": "b", "more": "|"}}
     text = f"# Results\n\n- torch: 2\n\n{tables.markdown(rows)}\n\n| another |\n| - |\n| c |\n"
