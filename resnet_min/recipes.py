@@ -308,12 +308,19 @@ def scaled(settings: Mapping[str, Any], scale: float) -> dict[str, Any]:
 
 
 def extent(config: Config, whole: int) -> str:
-    """How much of a recipe of `whole` epochs a run is: "8 of 164 epochs, schedule scaled by 0.05"."""
+    """How much of a recipe of `whole` epochs a run is: "8 of 164 epochs, schedule scaled by 0.05".
+
+    A schedule that ends with the epochs, whatever their number, shrinks by `epochs` alone.
+    """
+    ends_with_them = config.schedule == "onecycle" or (config.schedule == "cosine" and config.t_max is None)
+    scale = config.scale
+    if scale == 1 and ends_with_them and config.freeze_epochs is None:
+        scale = min(1.0, config.epochs / whole)
     said = [f"{config.epochs} of {whole} epochs"]
     if config.train_share < 1:
         said.append(f"{100 * config.train_share:.3g}% of the training images")
-    if config.scale < 1:
-        said.append(f"schedule scaled by {config.scale:.2g}")
+    if scale < 1:
+        said.append(f"schedule scaled by {scale:.2g}")
     if config.limit is not None:
         said.append(f"{config.limit} images of each split")
     return ", ".join(said)

@@ -119,6 +119,22 @@ def test_a_scaled_run_says_what_share_it_is():
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "changed", "said"),
+    [
+        ("li-crowd", {"epochs": 14}, "14 of 200 epochs, schedule scaled by 0.07"),
+        ("li-crowd", {"epochs": 300}, "300 of 200 epochs"),
+        ("nctu-resnet18", {"epochs": 8}, "8 of 164 epochs"),  # its milestones stay
+        ("yuan-v1-sgd", {"epochs": 6}, "6 of 60 epochs"),  # and so does a T_max
+        ("yuan-v1-sgd", {"epochs": 6, "t_max": None}, "6 of 60 epochs, schedule scaled by 0.1"),
+        ("digits", {"epochs": 8, "freeze": "first-last", "freeze_epochs": 4}, "8 of 20 epochs"),
+    ],
+)
+def test_fewer_epochs_shrink_a_schedule_that_has_no_milestones(name, changed, said):
+    settings = {**recipe(name).settings, **changed}
+    assert extent(make_config(settings), recipe(name).settings["epochs"]) == said
+
+
 def test_config_survives_json():
     config = make_config(dict(blocks=(1, 1), milestones=(3, 5), mean=(0.1, 0.2, 0.3)))
     assert make_config(json.loads(json.dumps(dataclasses.asdict(config)))) == config

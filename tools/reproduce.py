@@ -85,7 +85,7 @@ def get_parser() -> argparse.ArgumentParser:
         "--budget", type=float, metavar="MINUTES",
         help="measure how fast each recipe trains here, and shrink its schedule to what fits into these minutes",
     )  # fmt: skip
-    length.add_argument("--epochs", type=int, metavar="N", help="epochs of every run, of schedules that stay as long")
+    length.add_argument("--epochs", type=int, metavar="N", help="epochs of every run; milestones and T_max stay")
     parser.add_argument("--limit", type=int, metavar="N", help="use this many images of each split")
     parser.add_argument(
         "--val-every", type=int, metavar="N", help="validate after every N-th epoch, and after the last"
