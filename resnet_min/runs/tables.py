@@ -226,8 +226,8 @@ def _escaped(cell: str) -> str:
 
 FOOTNOTES = (
     "¹ chosen by looking at the test set: only to compare with reports that quote it. "
-    "² the first epoch whose training loss is within 2% of its whole fall above its lowest; none where that is in the "
-    "last quarter of the epochs, or the last two: the loss may fall on. "
+    "² the first epoch whose training loss, the median of its own and its two neighbours', is within 2% of its whole "
+    "fall above its lowest; none where that is in the last quarter of the epochs, or the last two: it may fall on. "
     "The test figure of the last epoch is ours, and the gap is from it; ± is the standard deviation over seeds. "
     "Training figures are of images as they were trained on, by a network that was changing. "
     "Times are of the training passes alone. "

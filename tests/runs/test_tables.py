@@ -47,6 +47,9 @@ def make_run(runs, recipe, *, seed=0, accuracy=90.0, done=None, **settings):
         ([2.0, 1.0, 0.0, 0.0, 0.0], 3),
         ([2.0, 1.0, 0.5, 0.04, 0.0], None),  # it fell until the last quarter
         ([2.0, 1.0, 0.5, 0.1, 0.04, 0.03, 0.02, 0.01, 0.0], 5),
+        ([2.0, 0.5, 0.5, 0.5, 0.3, 0.5, 0.5, 0.5, 0.5, 0.5], 2),  # the fifth was lucky
+        ([2.0, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.3], 2),
+        ([2.0, 1.8, 1.6, 0.5, 1.4, 1.2, 1.1, 1.0, 0.9, 0.8], None),
     ],
 )
 def test_epoch_to_converge(losses, epoch):
