@@ -62,9 +62,13 @@ def test_what_the_reports_say_and_contradict_is_noted():
     assert "test 69.16 MAE, MSE 103.51, always" in str(recipe("li-crowd").published)
     assert recipe("gupta-tiny").published.seconds == 1431 and recipe("yuan-v2-adam").published.seconds == 900
     for name, says in (
-        ("yuan-resnet18", "randomly rotating"),
+        *((f"yuan-{net}", "randomly rotating") for net in ("resnet18", "v1-sgd", "v1-adam", "v2-sgd", "v2-adam")),
+        *((f"yuan-{net}", "batches of 128") for net in ("v1-sgd", "v1-adam", "v2-sgd", "v2-adam")),
+        ("yuan-v2-sgd", "weight decay of 5e-4"),
         ("gupta-freeze6", "a new sequential layer"),
         ("qiu-resnet18-no-aug", "its × stands for mixing"),
+        ("qiu-resnet18", "a row of Table 2, at step 10,000"),
+        ("qiu-resnet18", "on to step 20,000"),
         ("qiu-resnet18-40-epochs", "500 a pass"),
         ("nctu-resnet50", "kaiming_normal"),
     ):
