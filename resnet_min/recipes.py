@@ -118,8 +118,8 @@ def _li() -> dict[str, Recipe]:
 def _yuan() -> dict[str, Recipe]:
     source = 'Yuan & Zhang, "Report for Deep Learning Mini-Project"'
     best = "the published accuracies are the highest of all epochs, on the test set"
-    silent = "; weight decay, batch size, rates and T_max are those of the code it built on"
-    silent += '; it writes of "randomly rotating and cropping", its code crops and flips, and so do we'
+    turned = '; it writes of "randomly rotating and cropping", its code crops and flips, and so do we'
+    silent = "; weight decay, batch size, rates and T_max are those of the code it built on" + turned
     common = dict(
         CIFAR, mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010), schedule="cosine",
     )  # fmt: skip
@@ -136,13 +136,14 @@ def _yuan() -> dict[str, Recipe]:
         note = (best if test else unnamed) + silent
         recipes[f"yuan-{arch}"] = Recipe(settings, source, Published(train, test=test), note)
     small = f"; {UNDER}; the published time is about that, on an RTX 8000"
-    slips = "; Table 4 says Adam where it means SGD, Figure 13 a 7x7 stem where the counts fit 3x3 only"
-    adam = "; Adam's rate of .1 is the code's, its weight decay of 0 torch's default"
+    sgds = "; a weight decay of 5e-4 and batches of 128 are those of the code it built on" + turned
+    sgds += "; Table 4 says Adam where it means SGD, Figure 13 a 7x7 stem where the counts fit 3x3 only"
+    adam = "; batches of 128 and Adam's rate of .1 are the code's, its weight decay of 0 torch's default" + turned
     v1, v2 = dict(blocks=(1, 1, 1, 1)), dict(widths=(64, 128, 128, 128))
     for name, net, optimizer, train, test, note in (
-        ("v1-sgd", v1, sgd, 89.552, 86.45, slips),
+        ("v1-sgd", v1, sgd, 89.552, 86.45, sgds),
         ("v1-adam", v1, dict(common, **ADAM), 94.818, 88.42, adam),
-        ("v2-sgd", v2, sgd, 99.812, 94.21, slips),
+        ("v2-sgd", v2, sgd, 99.812, 94.21, sgds),
         ("v2-adam", v2, dict(common, **ADAM), 98.132, 90.98, adam),
     ):
         settings = dict(optimizer, **net, arch="resnet18", lr=0.1, epochs=60, t_max=60)
@@ -214,7 +215,8 @@ def _qiu() -> dict[str, Recipe]:
             base,
             source,
             Published(88.33, test=84.82),
-            f"{table}; its maps end at 2x2, not 1x1, and its filters are 7x7x3, not 16x16x3, as the report has it",
+            f"{table}, at step 10,000: 20 epochs of 500; the figures go on to step 20,000, as qiu-resnet18-40-epochs; "
+            "its maps end at 2x2, not 1x1, and its filters are 7x7x3, not 16x16x3, as the report has it",
         )
     }
     cross = "; its × stands for mixing, cropping, flipping, normalising and resizing: ours leaves out the crop and flip"
@@ -308,12 +310,19 @@ def scaled(settings: Mapping[str, Any], scale: float) -> dict[str, Any]:
 
 
 def extent(config: Config, whole: int) -> str:
-    """How much of a recipe of `whole` epochs a run is: "8 of 164 epochs, schedule scaled by 0.05"."""
+    """How much of a recipe of `whole` epochs a run is: "8 of 164 epochs, schedule scaled by 0.05".
+
+    A schedule that ends with the epochs, whatever their number, shrinks by `epochs` alone.
+    """
+    ends_with_them = config.schedule == "onecycle" or (config.schedule == "cosine" and config.t_max is None)
+    scale = config.scale
+    if scale == 1 and ends_with_them and config.freeze_epochs is None:
+        scale = min(1.0, config.epochs / whole)
     said = [f"{config.epochs} of {whole} epochs"]
     if config.train_share < 1:
         said.append(f"{100 * config.train_share:.3g}% of the training images")
-    if config.scale < 1:
-        said.append(f"schedule scaled by {config.scale:.2g}")
+    if scale < 1:
+        said.append(f"schedule scaled by {scale:.2g}")
     if config.limit is not None:
         said.append(f"{config.limit} images of each split")
     return ", ".join(said)

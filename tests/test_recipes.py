@@ -62,9 +62,13 @@ def test_what_the_reports_say_and_contradict_is_noted():
     assert "test 69.16 MAE, MSE 103.51, always" in str(recipe("li-crowd").published)
     assert recipe("gupta-tiny").published.seconds == 1431 and recipe("yuan-v2-adam").published.seconds == 900
     for name, says in (
-        ("yuan-resnet18", "randomly rotating"),
+        *((f"yuan-{net}", "randomly rotating") for net in ("resnet18", "v1-sgd", "v1-adam", "v2-sgd", "v2-adam")),
+        *((f"yuan-{net}", "batches of 128") for net in ("v1-sgd", "v1-adam", "v2-sgd", "v2-adam")),
+        ("yuan-v2-sgd", "weight decay of 5e-4"),
         ("gupta-freeze6", "a new sequential layer"),
         ("qiu-resnet18-no-aug", "its × stands for mixing"),
+        ("qiu-resnet18", "a row of Table 2, at step 10,000"),
+        ("qiu-resnet18", "on to step 20,000"),
         ("qiu-resnet18-40-epochs", "500 a pass"),
         ("nctu-resnet50", "kaiming_normal"),
     ):
@@ -117,6 +121,22 @@ def test_a_scaled_run_says_what_share_it_is():
     assert extent(config, 164) == (
         "1 of 164 epochs, 32.8% of the training images, schedule scaled by 0.002, 90 images of each split"
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "said"),
+    [
+        ("li-crowd", {"epochs": 14}, "14 of 200 epochs, schedule scaled by 0.07"),
+        ("li-crowd", {"epochs": 300}, "300 of 200 epochs"),
+        ("nctu-resnet18", {"epochs": 8}, "8 of 164 epochs"),  # its milestones stay
+        ("yuan-v1-sgd", {"epochs": 6}, "6 of 60 epochs"),  # and so does a T_max
+        ("yuan-v1-sgd", {"epochs": 6, "t_max": None}, "6 of 60 epochs, schedule scaled by 0.1"),
+        ("digits", {"epochs": 8, "freeze": "first-last", "freeze_epochs": 4}, "8 of 20 epochs"),
+    ],
+)
+def test_fewer_epochs_shrink_a_schedule_that_has_no_milestones(name, changed, said):
+    settings = {**recipe(name).settings, **changed}
+    assert extent(make_config(settings), recipe(name).settings["epochs"]) == said
 
 
 def test_config_survives_json():

@@ -83,7 +83,7 @@ def get_parser() -> argparse.ArgumentParser:
         "--budget", type=float, metavar="MINUTES",
         help="measure how fast each recipe trains here, and shrink its schedule to what fits into these minutes",
     )  # fmt: skip
-    length.add_argument("--epochs", type=int, metavar="N", help="epochs of every run, of schedules that stay as long")
+    length.add_argument("--epochs", type=int, metavar="N", help="epochs of every run; milestones and T_max stay")
     parser.add_argument("--limit", type=int, metavar="N", help="use this many images of each split")
     parser.add_argument(
         "--val-every", type=int, metavar="N", help="validate after every N-th epoch, and after the last"
@@ -236,10 +236,18 @@ def update(runs: Path, out: Path, smoke: bool, failed: Mapping[str, str]) -> tup
         if (findings := out / "results" / FINDINGS).is_file():
             text.append(findings.read_text(encoding="utf-8").strip())
         if missing := [name for name in recipes.RECIPES if name not in found and name not in kept]:
-            text.append(f"Without a run: {', '.join(missing)}.")
+            text.append(f"Without a run: {', '.join(missing)}." + wanting(missing))
         text += draw({name: every for name, every in found.items() if name not in kept}, records, old)
     write_whole(path, "\n\n".join(filter(None, text)) + "\n")
     return f"{table}\n\nwritten: {path}", notes
+
+
+def wanting(missing: Sequence[str]) -> str:
+    """Of recipes without a run, those that are nothing without ImageNet's weights."""
+    names = [name for name in missing if recipes.recipe(name).settings.get("pretrained") == "imagenet"]
+    if not names:
+        return ""
+    return f" Of these start from ImageNet's weights, and say nothing without them: {', '.join(names)}."
 
 
 def draw(found: Mapping[str, Sequence[results.Result]], folder: Path, old: str) -> list[str]:

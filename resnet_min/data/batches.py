@@ -52,6 +52,11 @@ def share(n: int, part: tuple[int, int]) -> slice:
     return slice(-(-n * number // parts), -(-n * (number + 1) // parts))
 
 
+def growth(epoch: int, epochs: int, sizes: int) -> int:
+    """Which of so many sizes, the first being 0, images have in an epoch, from 1; in the last epoch the last size."""
+    return sizes - 1 if epoch >= epochs else (epoch - 1) * sizes // epochs
+
+
 def draw(n: int, *, epoch: int, seed: int, padding: int, flip: float, rotation: float = 0.0) -> Draws:
     """The draws of one training epoch over `n` images; `flip` is a probability, `rotation` the largest angle.
 
@@ -103,7 +108,7 @@ class Batches:
     resize: height and width of every image in a batch (bilinear, antialiased: torchvision's Resize of a float tensor),
     after the crop and before the rotation. What either brings in from outside is black before normalisation.
     grow, epochs: `epochs` epochs are divided into equal parts, of which the first ones resize to the heights and widths
-    in `grow`, and the last as `resize` says.
+    in `grow`, and the last as `resize` says; so does the last epoch, however few there are.
     """
 
     def __init__(
@@ -146,8 +151,8 @@ class Batches:
         draws = draw(n, epoch=epoch, **self.drawn)
         batches = draws.to(self.images.device).split(self.batch_size)
         shards = [batch[share(len(batch), self.part)] for batch in batches]
-        now = min((epoch - 1) * len(self.resizes) // self.epochs, len(self.resizes) - 1)
-        return self._batches(shards, self.drawn["padding"], self.resizes[now], turned=self.drawn["rotation"] > 0)
+        resize = self.resizes[growth(epoch, self.epochs, len(self.resizes))]
+        return self._batches(shards, self.drawn["padding"], resize, turned=self.drawn["rotation"] > 0)
 
     def ordered(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Evaluation: every image once, in order and as it is, or resized."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from time import perf_counter
 from typing import Any
 
 from .. import recipes, tasks
+from ..data.batches import growth
 from ..errors import UserError
 from ..training import transfer
 from ..training.distributed import World
@@ -33,41 +35,56 @@ def fitting(settings: Mapping[str, Any], flags: Mapping[str, Any], minutes: floa
     config = tasks.make_config({**settings, **flags})
     job = prepare(config, set_up(config, World()))
     transfer.freeze(job.net, config, config.epochs)  # where layers are frozen at first, this phase takes longer
-    training, evaluating = training_speed(job), evaluation_speed(job)
+    speeds, evaluating = training_speeds(job), evaluation_speed(job)
     sizes = {name: len(split) for name, split in job.dataset.splits.items()}
-    said = f"{training:,.0f} images/s in training, {evaluating:,.0f} in evaluation"
+    whole, seconds = settings["epochs"], 60 * minutes
+    said = f"{whole / of_an_image(speeds, whole):,.0f} images/s in training, {evaluating:,.0f} in evaluation"
 
     def looking(epochs: int) -> float:
         """Seconds of evaluation in a run of `epochs`."""
         looks = -(-epochs // config.val_every)
         return (looks * sizes[job.watched] + (sizes["test"] if job.watched != "test" else 0)) / evaluating
 
-    whole, seconds = settings["epochs"], 60 * minutes
     for epochs in range(whole, 0, -1):
         scale = epochs / whole
         small = recipes.scaled(settings, scale)
-        if small["epochs"] == epochs and epochs * sizes["train"] / training + looking(epochs) <= seconds:
+        training = sizes["train"] * of_an_image(speeds, epochs)
+        if small["epochs"] == epochs and training + looking(epochs) <= seconds:
             return float(f"{scale:.4g}"), said
     least = recipes.scaled(settings, 1e-9)["epochs"]
-    images = (seconds - looking(least)) * training / least  # in an epoch
+    each = of_an_image(speeds, least)
+    images = (seconds - looking(least)) / each  # in an epoch
     if images < config.batch_size:
         raise TooShort(
             f"--budget {minutes:g} is too short: {said}; evaluation alone takes {looking(least) / 60:.1f} minutes, "
-            f"a batch {config.batch_size / training:.1f} s; a larger --val-every or a --limit makes it less"
+            f"a batch {config.batch_size * each / least:.1f} s; a larger --val-every or a --limit makes it less"
         )
     return float(f"{images / sizes['train'] * least / whole:.4g}"), said
 
 
 def training_speed(job: Job) -> float:
-    """Images a second that the job trains on, by a few steps that leave its network spoilt."""
+    """Images a second that the job trains on, over all its epochs, by a few steps that leave its network spoilt."""
+    return job.config.epochs / of_an_image(training_speeds(job), job.config.epochs)
+
+
+def of_an_image(speeds: Sequence[float], epochs: int) -> float:
+    """Seconds that an image of the training split takes in all of `epochs`, through which it grows."""
+    return sum(1 / speeds[growth(epoch, epochs, len(speeds))] for epoch in range(1, epochs + 1))
+
+
+def training_speeds(job: Job) -> list[float]:
+    """Images a second at each size that the job's images have, by a few steps that leave its network spoilt."""
+    epochs, sizes = job.config.epochs, 1 + len(getattr(job.config, "grow", ()))  # which not every task has
+    epoch_of = {growth(epoch, epochs, sizes): epoch for epoch in range(1, epochs + 1)}
     optimizer, model = make_optimizer(job.config, job.net), job.where.world.parallel(job.net, job.sync_bn)
 
-    def take(steps: int) -> int:
-        batches, rates = islice(job.batches.epoch(job.config.epochs), steps), [SMALL] * steps
+    def take(epoch: int, steps: int) -> int:
+        batches, rates = islice(job.batches.epoch(epoch), steps), [SMALL] * steps
         train_one_epoch(model, batches, optimizer, rates, job.where, job.task.loss)
         return min(steps * job.config.batch_size, len(job.dataset.splits["train"]))
 
-    return _speed(take, job.steps)
+    measured = {size: _speed(partial(take, epoch), job.steps) for size, epoch in epoch_of.items()}
+    return [measured.get(size, measured[sizes - 1]) for size in range(sizes)]  # as the last where no epoch has it
 
 
 def evaluation_speed(job: Job) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,11 +126,13 @@ def read_all(runs: Path) -> tuple[dict[str, list[Result]], list[str]]:
 def epoch_to_converge(rows: Sequence[Mapping[str, float]]) -> int | None:
     """The epoch after which the training loss no longer falls significantly (Li's measure; the rule is ours).
 
-    It is the first epoch whose training loss is within 2% of the loss's whole fall, from the first epoch's to the
-    lowest, above that lowest; the first where the loss never falls. None where less than a quarter of the epochs come
-    after it, or less than two: until then the loss was falling, and may well fall on.
+    An epoch's loss is the median of its own and its two neighbours', so that a single lucky one counts for nothing; the
+    first epoch's is its own, and the last has none. It is the first epoch whose loss is within 2% of the whole fall,
+    from the first epoch's to the lowest, above that lowest; the first where the loss never falls. None where less than
+    a quarter of the epochs come after it, or less than two: until then the loss was falling, and may well fall on.
     """
-    losses = [row["train_loss"] for row in rows]
+    each = [row["train_loss"] for row in rows]
+    losses = [each[0], *map(statistics.median, zip(each, each[1:], each[2:], strict=False))]
     near = min(losses) + SIGNIFICANT * (losses[0] - min(losses))
     first = next(number for number, loss in enumerate(losses, start=1) if loss <= near)
-    return rows[first - 1]["epoch"] if len(losses) - first >= max(2, SETTLED * len(losses)) else None
+    return rows[first - 1]["epoch"] if len(rows) - first >= max(2, SETTLED * len(rows)) else None

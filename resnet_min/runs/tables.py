@@ -72,7 +72,7 @@ def _row(recipe: str, results: Sequence[Result], failed: str | None) -> dict[str
         extent(config, shown[0].whole),
         _beside(training, _published(figure, published.train)),
         _beside(validation, _published(figure, published.val)),
-        _several(result.environment.get("device") for result in shown),
+        _several(hardware(result.environment) for result in shown),
         recipe,
         f"{count:,}" + ", under 5M" * (count < FEW),
         _several(started_from(recipe, result.config) for result in shown),
@@ -110,6 +110,14 @@ def _beside(ours: str, published: str) -> str:
 def _several(values: Iterable[object]) -> str:
     """The different ones of some values, without what is empty."""
     return ", ".join(sorted({str(value) for value in values if value}))
+
+
+def hardware(start: Mapping[str, Any]) -> str:
+    """ "Xeon 6/207 AVX512 bf16 (1 thread), float32": the device of a start, a CPU by what its record says of it."""
+    device, processor = str(start.get("device") or ""), str(start.get("processor") or "")
+    short = re.sub(r"\((R|TM)\)|\b(Intel|AMD|Processor|CPU)\b|\b\d+ cores\b|,", "", processor)
+    short = " ".join(re.sub(r"\(family (\d+) model (\d+)\)", r"\1/\2", short).split())
+    return device.replace("cpu", short or "cpu without a name", 1) if device.startswith("cpu") else device
 
 
 @functools.cache
@@ -218,11 +226,12 @@ def _escaped(cell: str) -> str:
 
 FOOTNOTES = (
     "¹ chosen by looking at the test set: only to compare with reports that quote it. "
-    "² the first epoch whose training loss is within 2% of its whole fall above its lowest; none where that is in the "
-    "last quarter of the epochs, or the last two: the loss may fall on. "
+    "² the first epoch whose training loss, the median of its own and its two neighbours', is within 2% of its whole "
+    "fall above its lowest; none where that is in the last quarter of the epochs, or the last two: it may fall on. "
     "The test figure of the last epoch is ours, and the gap is from it; ± is the standard deviation over seeds. "
     "Training figures are of images as they were trained on, by a network that was changing. "
-    "Times are of the training passes alone."
+    "Times are of the training passes alone. "
+    "A processor stands by its name, family/model, and what torch vectorises for, as far as the record has them."
 )
 TITLES = {False: "# Results", True: "# Every recipe alive"}  # with --smoke or without
 FACTS = ("data", "processor", "torch", "kernels", "git_revision")

@@ -191,6 +191,13 @@ def test_images_grow(resize, dtype):
         assert images.equal(like)
 
 
+def test_the_last_epoch_has_images_of_full_size_however_few_there_are():
+    """They are tested at that size, and a schedule may shrink to one epoch."""
+    for epochs, sizes in ((1, [8]), (2, [4, 8]), (3, [4, 6, 8]), (4, [4, 4, 6, 8])):
+        made = batches(grow=(4, 6), epochs=epochs)
+        assert [next(made.epoch(epoch))[0].shape[2] for epoch in range(1, epochs + 1)] == sizes
+
+
 def test_a_step_can_be_drawn_again_by_itself():
     options = {"padding": 2, "flip": 0.5, "seed": 1}
     made = batches(**options)

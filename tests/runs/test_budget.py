@@ -18,11 +18,11 @@ SETTINGS = dict(
 def speeds(monkeypatch):
     """A machine that trains on 1 image a second and evaluates 2: of 34 images to train on and 12 to test, 40 s."""
 
-    def training_speed(job):
+    def training_speeds(job):
         assert all(parameter.requires_grad for parameter in job.net.parameters())  # nothing frozen is slower
-        return 1.0
+        return [1.0]
 
-    monkeypatch.setattr(budget, "training_speed", training_speed)
+    monkeypatch.setattr(budget, "training_speeds", training_speeds)
     monkeypatch.setattr(budget, "evaluation_speed", lambda job: 2.0)
 
 
@@ -69,6 +69,34 @@ def test_speeds_are_of_the_job_itself(folder, monkeypatch):
     assert budget.training_speed(job) > 0 and set(taken) <= {8, 2}
     job.task.judge = lambda net, batches, where: judge(net, (taken.append("test"), batches)[1], where)
     assert budget.evaluation_speed(job) > 0 and taken[-1] == "test"
+
+
+@pytest.mark.parametrize(("minutes", "epochs", "images"), [(9, 20, 34), (2.2, 5, 34), (0.7, 1, 34), (0.6, 1, 30)])
+def test_images_that_grow_are_trained_on_faster_at_first(folder, monkeypatch, minutes, epochs, images):
+    """Of 34 images a small one takes 0.5 s, a full one 1 s: of 20 epochs half, of 5 three, of one none are small."""
+    monkeypatch.setattr(budget, "training_speeds", lambda job: [2.0, 1.0])
+    monkeypatch.setattr(budget, "evaluation_speed", lambda job: 2.0)
+    settings = SETTINGS | {"grow": (8,), "val_every": 20}
+    small = scaled(settings, budget.fitting(settings, {}, minutes)[0])
+    assert small["epochs"] == epochs and round(34 * small.get("train_share", 1)) == images
+
+
+def test_a_speed_is_of_every_size(folder, monkeypatch):
+    """Of 3 epochs, 16 images a second in two and 4 in one are 3 / (2 / 16 + 1 / 4) = 8 in all."""
+    config = make_config(SETTINGS | {"grow": (8,), "epochs": 3})
+    job = budget.prepare(config, set_up(config, World()))
+    sizes = []
+
+    def step(model, batches, *others):
+        sizes.extend(images.shape[2] for images, _ in batches)
+
+    def speed(take, most):
+        take(1)
+        return {8: 16.0, 16: 4.0}[sizes[-1]]
+
+    monkeypatch.setattr(budget, "train_one_epoch", step)
+    monkeypatch.setattr(budget, "_speed", speed)
+    assert budget.training_speed(job) == pytest.approx(8) and sizes == [8, 16]
 
 
 def test_a_speed_is_of_enough_time_and_not_of_the_first_call(monkeypatch):

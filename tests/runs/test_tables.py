@@ -47,6 +47,9 @@ def make_run(runs, recipe, *, seed=0, accuracy=90.0, done=None, **settings):
         ([2.0, 1.0, 0.0, 0.0, 0.0], 3),
         ([2.0, 1.0, 0.5, 0.04, 0.0], None),  # it fell until the last quarter
         ([2.0, 1.0, 0.5, 0.1, 0.04, 0.03, 0.02, 0.01, 0.0], 5),
+        ([2.0, 0.5, 0.5, 0.5, 0.3, 0.5, 0.5, 0.5, 0.5, 0.5], 2),  # the fifth was lucky
+        ([2.0, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.3], 2),
+        ([2.0, 1.8, 1.6, 0.5, 1.4, 1.2, 1.1, 1.0, 0.9, 0.8], None),
     ],
 )
 def test_epoch_to_converge(losses, epoch):
@@ -113,6 +116,25 @@ def test_a_row_is_of_the_runs_that_are_the_most_of_their_recipe(tmp_path):
     assert row["test, last epoch"] == "85.00% ± 1.41" and row["seeds"] == "2"
     assert row["epochs"] == "16 of 164 epochs, schedule scaled by 0.1"
     assert tables.table(found, {})["digits"]["epochs"] == "20 of 20 epochs, 50 images of each split"
+
+
+@pytest.mark.parametrize(
+    ("start", "said"),
+    [
+        ({"processor": "AMD EPYC (family 25, model 1), 2 cores, AVX2"}, "EPYC 25/1 AVX2 (1 thread), float32"),
+        (
+            {"processor": "Intel(R) Xeon(R) Processor (family 6, model 207), 2 cores, AVX512, bf16"},
+            "Xeon 6/207 AVX512 bf16 (1 thread), float32",
+        ),
+        ({"processor": "Intel(R) Xeon(R) Processor"}, "Xeon (1 thread), float32"),
+        ({}, "cpu without a name (1 thread), float32"),
+        ({"device": "NVIDIA H200, float32", "processor": "AMD EPYC"}, "NVIDIA H200, float32"),
+    ],
+)
+def test_a_row_says_which_machine_it_is_of(tmp_path, start, said):
+    make_run(tmp_path, "digits")
+    (tmp_path / "digits" / "environment.jsonl").write_text(json.dumps({"device": "cpu (1 thread), float32"} | start))
+    assert tables.table(results.read_all(tmp_path)[0], {})["digits"]["hardware"] == said
 
 
 def test_a_table_is_read_as_it_was_written():

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -204,6 +205,23 @@ def test_findings_are_taken_as_they_are(monkeypatch):
     for _ in range(2):
         reproduce.main([])
         assert Path("RESULTS.md").read_text().count("\n\n## Digits\n\nThey hold.\n\n") == 1
+
+
+def test_the_findings_are_in_the_order_of_the_tables():
+    heads = re.findall("^## (.+)$", (REPOSITORY / "results" / "findings.md").read_text(), re.MULTILINE)
+    sources = list(dict.fromkeys(item.source for item in RECIPES_HERE.values()))
+    assert heads.pop(0).startswith("He et al.") and sources[0] == "ours"
+    places = [next(place for place, source in enumerate(sources) if source.startswith(head)) for head in heads]
+    assert places == sorted(places) and len(heads) == 5
+
+
+def test_what_has_no_run_for_want_of_weights_is_said():
+    make_run("results", "gupta-freeze6", 20, pretrained="none")
+    make_run("results", "gupta-freeze10", 20, pretrained="none")
+    reproduce.main([])
+    text = Path("RESULTS.md").read_text()
+    assert " say nothing without them: li-resnet34-finetune, gupta-finetune.\n" in text
+    assert reproduce.wanting(["digits"]) == ""
 
 
 def test_where_nothing_is_known_nothing_is_written(monkeypatch):
