@@ -212,6 +212,9 @@ def train(job: Job, folder: Path, overwrite: bool, saved_at: Path | None, pace: 
         if epoch - 1 == config.freeze_epochs and not progress.taken:
             transfer.freeze(net, config, epoch)
             optimizer, model = make_optimizer(config, net), world.parallel(net, job.sync_bn)
+        frozen_stats = epoch > round((1 - config.frozen_stats) * config.epochs)
+        if frozen_stats and recorder is not None and not progress.taken:
+            recorder = Recorder()  # a graph of batch norms by their batches is no more of use
         first = (epoch - 1) * steps
         rates = [learning_rate(config, first + step, steps) for step in range(steps)]
         hidden = None if world.first else True  # None: on terminals and in notebooks only
@@ -222,6 +225,7 @@ def train(job: Job, folder: Path, overwrite: bool, saved_at: Path | None, pace: 
                 losses, trained = train_one_epoch(
                     model, batches, optimizer, rates, where, task.loss,
                     after_step=partial(between_steps, batches), recorder=recorder, progress=progress,
+                    frozen_stats=frozen_stats,
                 )  # fmt: skip
         except Diverged as error:
             kept = "no epoch was finished"

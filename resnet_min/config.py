@@ -49,6 +49,10 @@ class Config:
     )
     freeze_children: int = option(0, "freeze children 1 to N-1 of conv1 bn1 relu maxpool layer1 …", type=int)
     freeze_bn: bool = option(False, "frozen batch norms use their running statistics and do not update them")
+    frozen_stats: float = option(
+        0.0, "in this share of the epochs, the last ones, batch norms use their running statistics, as in evaluation, "
+        "and do not update them", type=float,
+    )  # fmt: skip
     freeze_epochs: int | None = option(None, "unfreeze after this many epochs (default: never)", type=int)
     freeze_lr: float | None = option(None, "learning rate while layers are frozen (default: --lr)", type=float)
     # data
@@ -133,7 +137,7 @@ class Config:
         self.check_at_most(1_000_000, "epochs")
         self.check_at_least(1, "epochs", "batch_size", "limit", "freeze_epochs", "val_every")
         self.check_at_least(0, "val_size", "wd", "freeze_children")
-        self.check_shares("flip", "momentum", "warmup", "scale", "train_share")
+        self.check_shares("flip", "frozen_stats", "momentum", "warmup", "scale", "train_share")
         for name in ("mean", "std"):
             if getattr(self, name) is not None and len(getattr(self, name)) != 3:
                 raise UserError(f"{flag(name)} needs 3 numbers, red, green and blue; got {len(getattr(self, name))}")

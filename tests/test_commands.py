@@ -104,7 +104,11 @@ def training(draw):
     if crowd:
         flags += ["--crop", "32", "--val-size", str(draw(ints(0, 1)))]
         flags += some(
-            draw, ["--head", one("dilated", "linear")], ["--sigma", one("1", "4.5")], ["--count-weight", SHARES]
+            draw,
+            ["--head", one("dilated", "linear")],
+            ["--sigma", one("1", "4.5")],
+            ["--count-weight", SHARES],
+            ["--zoom", one("1", "1.5")],
         )
     else:
         flags += some(

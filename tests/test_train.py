@@ -57,6 +57,23 @@ def test_the_test_set_does_not_select(folder, capsys):
     assert "best on test" not in capsys.readouterr().out
 
 
+def test_statistics_frozen_in_the_last_epochs(folder):
+    """Batch norms then train as they are evaluated, and their running statistics stay."""
+
+    def statistics(path):
+        return {name: value for name, value in checkpoint.load(path)["model"].items() if "running" in name}
+
+    flags = "--frozen-stats", 0.5, "--schedule", "constant", "--seed", 3
+    run(folder, "--epochs", 2, *flags, "--out", "half")
+    run(folder, "--epochs", 1, "--schedule", "constant", "--seed", 3, "--out", "one")
+    run(folder, "--epochs", 2, "--schedule", "constant", "--seed", 3, "--out", "none")
+    half, one, none = map(statistics, ("half", "one", "none"))
+    assert all(torch.equal(half[name], one[name]) for name in one)
+    assert not all(torch.equal(none[name], one[name]) for name in one)
+    assert rows("half")[0]["train_loss"] == rows("none")[0]["train_loss"]
+    assert rows("half")[1]["train_loss"] != rows("none")[1]["train_loss"]
+
+
 def test_validation_every_so_many_epochs(folder, drawn):
     run(folder, "--epochs", 5, "--val-size", 8, "--val-every", 2, "--out", "r")
     lines = rows("r")

@@ -66,6 +66,7 @@ def train_one_epoch(
     after_step: Callable[[], object] = lambda: None,
     recorder: Recorder | None = None,
     progress: Progress | None = None,
+    frozen_stats: bool = False,
 ) -> tuple[Tensor, float]:
     """Train on each of `batches` (images [B,3,H,W], targets) once, step i at learning rate `rates[i]`.
 
@@ -74,6 +75,7 @@ def train_one_epoch(
     after_step: called between two steps, and after the last.
     recorder: takes the steps as a CUDA graph; one for all epochs.
     progress: the steps that were taken before, whose batches are passed over; every step is added to it.
+    frozen_stats: batch norms normalise by their running statistics, as in evaluation, and leave them as they are.
 
     Returns (loss of every step, of the whole batch, float64 [steps] on the CPU; mean figure of the outputs that the
     steps were taken from).
@@ -93,6 +95,9 @@ def train_one_epoch(
         return of_batch, figure, count
 
     model.train()
+    for module in model.modules() if frozen_stats else ():
+        if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)):
+            module.eval()
     progress = progress or Progress.at(None, len(rates), where.device)
     losses, checked = progress.losses, progress.taken
     began = perf_counter()

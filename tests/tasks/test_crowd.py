@@ -209,9 +209,10 @@ def whole_batches(part, **options):
     return Batches(reader.load(part).train, **MIDDLE, **options)
 
 
-def test_crops_and_maps_stay_in_step(part):
-    """The bright discs of a batch lie where its maps say, whatever was cropped and flipped."""
-    batches = whole_batches(part, batch_size=4, crop=32, flip=0.5, sigma=2.0, stride=8)
+@pytest.mark.parametrize("zoom", [1.0, 1.5])
+def test_crops_and_maps_stay_in_step(part, zoom):
+    """The bright discs of a batch lie where its maps say, whatever was cropped, zoomed and flipped."""
+    batches = whole_batches(part, batch_size=4, crop=32, zoom=zoom, flip=0.5, sigma=2.0, stride=8)
     assert len(batches) == 2
     seen = 0
     for epoch in range(1, 9):
@@ -224,6 +225,25 @@ def test_crops_and_maps_stay_in_step(part):
                     both = torch.stack([picture.flatten(), density.flatten()])
                     assert torch.corrcoef(both)[0, 1] > 0.7
     assert seen == 8 * 6
+
+
+@pytest.mark.parametrize("sigma", [3.0, None])
+def test_a_zoomed_crop_is_a_crop_of_the_zoomed_image(part, sigma):
+    """Its heads are as many, where they were; adaptive widths grow with it, a width in pixels does not."""
+    (batches,) = (whole_batches(part, batch_size=6, crop=48, zoom=2.0, sigma=sigma),)
+    image, points, widths = batches.images[2], batches.points[2], batches.widths[2]
+    for zoom, side in ((2.0, 24), (0.75, 64)):
+        drawn = np.array([2]), np.array([[0.5, 0.5]]), np.array([False]), np.array([zoom])
+        images, maps = batches._batch(*drawn)
+        assert images.shape == (1, 3, 48, 48) and maps.shape == (1, 1, 48, 48)
+        top, left = (int(0.5 * (extent - side + 1)) for extent in image.shape[:2])
+        factor = 48 / side
+        size = tuple(round(extent * factor) for extent in image.shape[:2])
+        whole = draw(points * factor, widths * (factor if sigma is None else 1), size)
+        window = whole[round(top * factor) :, round(left * factor) :][:48, :48]
+        torch.testing.assert_close(maps[0, 0] / MAP_SCALE, window, rtol=1e-3, atol=1e-6)
+        cut = image[top : top + side, left : left + side].float().mean().item()
+        assert (images.mean().item() * 0.25 + 0.5) * 255 == pytest.approx(cut, abs=3)
 
 
 def test_an_epoch_is_drawn_from_seed_and_epoch_alone(part):

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ...data.batches import generator, share
@@ -23,6 +24,8 @@ class Batches:
     times the density, in cells of stride × stride pixels, drawn for its crop.
 
     mean, std: per channel, where white is 1. crop: the side of random square crops, in pixels; None: whole images.
+    zoom: crops are of crop / zoom to crop * zoom pixels, as far as the image has them, and resized to `crop`; so are
+    places and adaptive widths of heads, but not `sigma`.
     part: which part of each batch this is, see `data.batches.share`; the sizes of all of a batch's images are alike.
     flip: probability of a mirror image. sigma: width of every head's Gaussian in pixels; None: geometry-adaptive.
     Raises UserError for a crop that is not a multiple of `stride`, or larger than an image.
@@ -38,6 +41,7 @@ class Batches:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         crop: int | None = None,
+        zoom: float = 1.0,
         flip: float = 0.0,
         sigma: float | None = None,
         stride: int = 1,
@@ -58,19 +62,20 @@ class Batches:
         self.widths = [head_widths(points, sigma).to(device) for points in split.points]
         self.table = make_table(mean, std, dtype).to(device)
         self.names, self.batch_size, self.crop = split.names, batch_size, crop
-        self.flip, self.stride, self.seed, self.part = flip, stride, seed, part
+        self.zoom, self.flip, self.stride, self.seed, self.part = zoom, flip, stride, seed, part
+        self.adaptive = sigma is None
         self.size = (crop, crop) if crop else tuple(self.images[0].shape[:2])
 
     def __len__(self) -> int:
         return -(-len(self.images) // self.batch_size)
 
     def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every image once, or a crop of it: order, places and flips are drawn from (seed, epoch) alone.
+        """Every image once, or a crop of it: order, places, flips and zooms are drawn from (seed, epoch) alone.
 
         Raises UserError where whole images of different sizes meet in a batch.
         """
         rng, n = generator(self.seed, epoch), len(self.images)
-        draws = rng.permutation(n), rng.random((n, 2)), rng.random(n) < self.flip
+        draws = rng.permutation(n), rng.random((n, 2)), rng.random(n) < self.flip, self.zoom ** rng.uniform(-1, 1, n)
         for start in range(0, n, self.batch_size):
             batch = [drawn[start : start + self.batch_size] for drawn in draws]
             self._check_sizes(batch[0])
@@ -89,14 +94,25 @@ class Batches:
             )
             raise UserError(f"images of different sizes in a batch ({named}): take --crop N, or --batch-size 1")
 
-    def _batch(self, index: np.ndarray, places: np.ndarray, flips: np.ndarray) -> tuple[Tensor, Tensor]:
+    def _batch(
+        self, index: np.ndarray, places: np.ndarray, flips: np.ndarray, zooms: np.ndarray
+    ) -> tuple[Tensor, Tensor]:
         crops, maps = [], []
-        for i, place, flipped in zip(index, places, flips, strict=True):
-            height, width = size = tuple(self.images[i].shape[:2])
-            side = (height, width) if self.crop is None else (self.crop, self.crop)
+        for i, place, flipped, zoom in zip(index, places, flips, zooms, strict=True):
+            image, points, widths = self.images[i], self.points[i], self.widths[i]
+            size = side = tuple(image.shape[:2])
+            if self.crop is not None:
+                side = (min(round(self.crop / zoom), *size),) * 2
             top, left = (int(at * (whole - part + 1)) for at, whole, part in zip(place, size, side, strict=True))
-            crops.append(self.images[i][top : top + side[0], left : left + side[1]])
-            patch = draw(self.points[i], self.widths[i], size, (top, left, *side), self.stride)
+            image = image[top : top + side[0], left : left + side[1]]
+            if self.crop is not None and side[0] != self.crop:
+                zoom = self.crop / side[0]
+                image, points = resized(image, self.crop), points * zoom
+                widths = widths * zoom if self.adaptive else widths
+                size = tuple(round(extent * zoom) for extent in size)
+                top, left, side = round(top * zoom), round(left * zoom), (self.crop, self.crop)
+            crops.append(image)
+            patch = draw(points, widths, size, (top, left, *side), self.stride)
             maps.append(patch.flip(1) if flipped else patch)
         images = normalised(torch.stack(crops), self.table, torch.from_numpy(flips))
         return images, MAP_SCALE * torch.stack(maps)[:, None]
@@ -129,6 +145,13 @@ class Whole:
         mine = share(len(self), self.part)
         for image, count in zip(self.split.images[mine], self.split.counts[mine], strict=True):
             yield normalised(image.to(self.table.device)[None], self.table), count[None]
+
+
+def resized(image: Tensor, side: int) -> Tensor:
+    """uint8 [h, h, 3] -> uint8 [side, side, 3], bilinear and antialiased."""
+    planes = image.permute(2, 0, 1)[None].float()
+    planes = F.interpolate(planes, (side, side), mode="bilinear", antialias=True)
+    return planes.round_().clamp_(0, 255).byte()[0].permute(1, 2, 0).contiguous()
 
 
 def normalised(images: Tensor, table: Tensor, flips: Tensor | None = None) -> Tensor:

@@ -30,6 +30,7 @@ class CrowdConfig(TaskConfig):
         "upsampled to the image's size", choices=("dilated", "linear"),
     )  # fmt: skip
     crop: int | None = option(None, "side of random square crops, in pixels (default: whole images)", type=int)
+    zoom: float = option(1.0, "random crops are of CROP / ZOOM to CROP x ZOOM pixels, resized to CROP", type=float)
     sigma: float | None = option(
         None, "width of a head's Gaussian, in pixels (default: by the distance to its nearest heads)", type=float
     )
@@ -43,6 +44,10 @@ class CrowdConfig(TaskConfig):
         super().__post_init__()
         self.check_at_least(1, "crop")
         self.check_at_least(0, "count_weight")
+        if not 1 <= self.zoom <= 4:
+            raise UserError(f"--zoom is from 1, none, to 4; got {self.zoom}")
+        if self.zoom > 1 and self.crop is None:
+            raise UserError(f"--zoom {self.zoom} is of random crops: give --crop too")
         if self.sigma is not None and not 1 <= self.sigma < math.inf:
             raise UserError(f"--sigma must be at least 1 pixel; got {self.sigma}")
 

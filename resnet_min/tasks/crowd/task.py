@@ -52,8 +52,8 @@ class Crowds(Task):
         if batch_size:
             return Whole(split, **common)
         return Batches(
-            split, batch_size=config.batch_size, crop=config.crop, flip=config.flip, sigma=config.sigma,
-            stride=self.stride, seed=config.seed, **common,
+            split, batch_size=config.batch_size, crop=config.crop, zoom=config.zoom, flip=config.flip,
+            sigma=config.sigma, stride=self.stride, seed=config.seed, **common,
         )  # fmt: skip
 
     @property
