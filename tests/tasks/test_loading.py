@@ -196,7 +196,7 @@ def test_refusals(tmp_path):
         assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("source, got", [(None, "None"), (5, "int"), (resnet_min.resnet20, "function")], ids=str)
+@pytest.mark.parametrize("source, got", [(None, "None"), (5, "int"), (resnet_min.resnet20, "function")])
 def test_what_is_no_source_is_refused(source, got, tmp_path, monkeypatch):
     """The newest run, which None means to the scripts, is nothing that a program asks for."""
     save(tmp_path / "runs" / "newest")
