@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> None:
 
     places = {"data": args.data, "data_dir": args.data_dir, "cache_dir": args.cache_dir}
     dataset = trained.load_data(subject, **places)
-    data = Path(config.data).name
+    data = Path(config.data).name  # as the run has it, a named set's name or a folder's path
     stem = f"{config.arch}-{args.name or data}"
     if not re.fullmatch(r"[\w.-]+", stem):
         raise UserError(f"--name: {stem} is to be letters, digits, and . _ -")
@@ -114,6 +114,7 @@ def main(argv: list[str] | None = None) -> None:
     again = trained.load(file)
     batches = again.task.batches(dataset.splits["test"], hardware.cpu(), 256)
     accuracy = again.task.judge(again.net, batches.ordered(), hardware.cpu())["accuracy"]
+    trained_on = data if config.data == data else "FOLDER"
     where = "" if dataset.source == data else " --data FOLDER"
     card = {
         "name": stem,
@@ -121,7 +122,9 @@ def main(argv: list[str] | None = None) -> None:
         "bytes": file.stat().st_size,
         "parameters": count_parameters(again.net),
         "data": starts[-1]["data"] if starts else describe_data(config.data),
-        "trained_by": command_of(options, data),
+        "mean": list(saved["mean"]),
+        "std": list(saved["std"]),
+        "trained_by": command_of(options, trained_on),
         "seed": config.seed,
         "test_accuracy": accuracy,
         "test_images": len(dataset.splits["test"]),

@@ -1,7 +1,7 @@
 """Trained weights that come with the package. Imports no torch by itself.
 
     ARCH-NAME.pt    a checkpoint as training/checkpoint.py has it, without what its optimizer remembered
-    ARCH-NAME.json  its card: SHA-256, data, command, seed, log, test accuracy, and the command that measures it again
+    ARCH-NAME.json  its card: SHA-256, data, mean, std, command, seed, log, test accuracy, and what measures it again
 
 NAME is the data set's. The network is its arch as it is, so that the two names say all. Both files are made of a run by
 tools/package_weights.py.
