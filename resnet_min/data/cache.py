@@ -63,6 +63,8 @@ def cached(
     for place in places:
         try:
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if place / file in shared:
+                (place / file).unlink()  # or what is written would keep its mode
             write_whole(place / file, partial(torch.save, content))
             return content
         except (OSError, RuntimeError) as error:  # torch.save makes a RuntimeError of a disk that fills up

@@ -242,7 +242,7 @@ def cut(path, size):
         (spoil(lambda root: (root / "test/ant").rename(root / "test/cat")), "ant only in train/, cat only in test/"),
         (spoil(lambda root: make_folder(root, {"val": {"ant": 1, "dog": 1}})), "train/ and val/ .*dog only in val/"),
         (spoil(lambda root: (root / "test/ant/000.png").unlink()), r"no images in .*test/ant .*\.webp"),
-        (spoil(lambda root: (root / "train/bee/000.png").rename(root / "train/bee/0.gif")), None),
+        (spoil(lambda root: (root / "train/bee/000.png").rename(root / "train/bee/0.pdf")), None),
         (spoil(lambda root: (root / "train/bee/001.png").write_text("hello")), "cannot read the image .*bee/001.png"),
         (spoil(lambda root: (root / "train/bee/001.png").write_bytes(b"")), "cannot read the image .*bee/001.png"),
         (spoil(lambda root: cut(root / "test/bee/001.png", 900)), "cannot read the image .*test/bee/001.png"),

@@ -475,7 +475,7 @@ def test_a_scaled_run_goes_on_at_its_scale(monkeypatch, capsys):
             reproduce.main(["digits", *other.split()])
     assert "holds another experiment (--scale 0.1, wanted 0.2; --epochs 2, wanted 4)" in capsys.readouterr().err
     reproduce.main(["digits", "--epochs", "1", "--limit", "48", "--runs", "other", "--out", "other"])
-    assert "| 1 of 20 epochs, 48 images of each split " in Path("other/RESULTS.md").read_text()
+    assert "| 1 of 20 epochs, schedule scaled by 0.05, 48 images of each split " in Path("other/RESULTS.md").read_text()
 
 
 def test_a_budget_picks_the_scale_once(monkeypatch, capsys):

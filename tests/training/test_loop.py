@@ -148,6 +148,9 @@ def test_a_gpu_becomes_the_current_one(name, index, monkeypatch):
 def test_hardware():
     assert hardware.hardware("cpu", "bf16").dtype == torch.bfloat16
     assert "float32" in str(CPU) and "thread" in str(CPU)
-    for device in ("cuda:99", "gpu"):
-        with pytest.raises(UserError, match="is not available here"):
+    for device, said in (
+        ("cuda:99", "is not available here"),
+        ("gpu", "--device is auto, cpu, cuda or cuda:N; got .gpu"),
+    ):
+        with pytest.raises(UserError, match=said):
             hardware.hardware(device)
