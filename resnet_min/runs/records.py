@@ -59,7 +59,9 @@ def record(result: Result, runs: Path, records: Path) -> None:
             return
         remarked = [start for start in there.starts if "remark" in start]
         starts = [next((old for old in remarked if old.items() >= new.items()), new) for new in starts]
-    write_whole(to / "config.json", (folder / "config.json").read_text())
+    options = json.loads((folder / "config.json").read_text())
+    options |= {"data": Path(options["data"]).name, "data_dir": "data", "cache_dir": None}  # no places of one machine
+    write_whole(to / "config.json", json.dumps(options, indent=1) + "\n")
     write_whole(to / "environment.jsonl", "".join(json.dumps(start) + "\n" for start in starts))
     write_whole(to / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in result.rows))
 

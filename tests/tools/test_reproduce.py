@@ -273,6 +273,15 @@ def test_a_record_gives_way_only_to_more_epochs_of_its_experiment(capsys):
     unchanged("")
 
 
+def test_a_record_names_no_place_of_one_machine():
+    make_run(
+        "runs/reproduce", "ours-resnet20", 4, data="/home/me/cifar10", data_dir="/home/me/data", cache_dir="/cache"
+    )
+    reproduce.main([])
+    config = json.loads(Path("results/ours-resnet20/config.json").read_text())
+    assert (config["data"], config["data_dir"], config["cache_dir"]) == ("cifar10", "data", None)
+
+
 def test_a_record_gives_way_to_a_larger_scale_once_that_is_finished(capsys):
     def recorded(scale, done, **settings):
         """The scale and the epochs of the record that there is with a run of `scale` and as many epochs."""
