@@ -94,6 +94,22 @@ def test_a_card_says_what_was_done(run, made, package, tmp_path):
     assert figures["accuracy"] == pytest.approx(card["test_accuracy"]) and card["test_images"] == 360
 
 
+def test_a_card_of_a_folder_says_so_in_both_commands_and_how_images_are_normalised(run, made, tmp_path):
+    assert card_of(made)["mean"] == list(checkpoint.load(run)["mean"])
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            (tmp_path / "pets" / split / name).mkdir(parents=True)
+            for number in range(2):
+                Image.effect_noise((32, 32), 90).convert("RGB").save(tmp_path / f"pets/{split}/{name}/{number}.png")
+    flags = "--arch resnet20 --epochs 1 -b 4 --schedule constant --mean .5 .4 .3 --std .2 .2 .1".split()
+    train.main([*flags, "--data", str(tmp_path / "pets"), "--out", str(tmp_path / "run")])
+    package_weights.main([str(tmp_path / "run"), "--out", str(tmp_path)])
+    card = card_of(tmp_path, "resnet20-pets")
+    assert (card["mean"], card["std"]) == ([0.5, 0.4, 0.3], [0.2, 0.2, 0.1])
+    assert card["trained_by"].startswith("python train.py --data FOLDER --arch resnet20 ")
+    assert card["measured_by"].endswith(" --data FOLDER")
+
+
 def test_a_net_by_the_name_of_its_weights(run, package):
     picture = Image.effect_noise((40, 30), 90)
     wanted = resnet_min.load(run).predict(picture)
@@ -227,4 +243,6 @@ def test_what_the_package_has():
         subject = trained.load(file)
         net = resnet_min.resnet(subject.task.config.arch, len(subject.classes), weights=path.stem)
         assert net.predict(np.zeros((1, 32, 32, 3), np.uint8)).shape == (1, len(subject.classes))
-        assert 0 < card["test_accuracy"] <= 100 and card["log"] and card["data"] and card["trained_by"]
+        assert 0 < card["test_accuracy"] <= 100 and card["log"]
+        assert (tuple(card["mean"]), tuple(card["std"])) == (net.preprocessing.mean, net.preprocessing.std)
+        assert ("--data FOLDER" in card["trained_by"]) == ("a folder of" in card["data"])

@@ -116,6 +116,7 @@ def main(argv: list[str] | None = None) -> None:
     again = trained.load(file)
     batches = again.task.batches(dataset.splits["test"], hardware.cpu(), 256)
     accuracy = again.task.judge(again.net, batches.ordered(), hardware.cpu())["accuracy"]
+    trained_on = data if config.data == data else "FOLDER"  # a place of this machine
     where = "" if dataset.source == data else " --data FOLDER"
     card = {
         "name": stem,
@@ -123,7 +124,9 @@ def main(argv: list[str] | None = None) -> None:
         "bytes": file.stat().st_size,
         "parameters": count_parameters(again.net),
         "data": starts[-1]["data"] if starts else describe_data(config.data),
-        "trained_by": command_of(options, data),
+        "mean": list(saved["mean"]),
+        "std": list(saved["std"]),
+        "trained_by": command_of(options, trained_on),
         "seed": config.seed,
         "test_accuracy": accuracy,
         "test_images": len(dataset.splits["test"]),
