@@ -205,6 +205,7 @@ def train(job: Job, folder: Path, overwrite: bool, saved_at: Path | None, pace: 
     board = TensorBoard(folder, done * steps) if log and world.first else None
     model = world.parallel(net, job.sync_bn)
     recorder = Recorder() if config.cuda_graph and where.device.type == "cuda" else None
+    frozen_stats = False
     for epoch in range(done + 1, config.epochs + 1):
         if epoch > done + 1:
             progress = Progress.at(None, steps, where.device)
@@ -212,9 +213,9 @@ def train(job: Job, folder: Path, overwrite: bool, saved_at: Path | None, pace: 
         if epoch - 1 == config.freeze_epochs and not progress.taken:
             transfer.freeze(net, config, epoch)
             optimizer, model = make_optimizer(config, net), world.parallel(net, job.sync_bn)
-        frozen_stats = epoch > round((1 - config.frozen_stats) * config.epochs)
-        if frozen_stats and recorder is not None and not progress.taken:
-            recorder = Recorder()  # a graph of batch norms by their batches is no more of use
+        by_batch, frozen_stats = not frozen_stats, epoch > round((1 - config.frozen_stats) * config.epochs)
+        if recorder is not None and by_batch and frozen_stats:
+            recorder = Recorder()  # what it has is a graph of batch norms by their batches
         first = (epoch - 1) * steps
         rates = [learning_rate(config, first + step, steps) for step in range(steps)]
         hidden = None if world.first else True  # None: on terminals and in notebooks only

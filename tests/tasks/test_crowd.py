@@ -230,7 +230,7 @@ def test_crops_and_maps_stay_in_step(part, zoom):
 @pytest.mark.parametrize("sigma", [3.0, None])
 def test_a_zoomed_crop_is_a_crop_of_the_zoomed_image(part, sigma):
     """Its heads are as many, where they were; adaptive widths grow with it, a width in pixels does not."""
-    (batches,) = (whole_batches(part, batch_size=6, crop=48, zoom=2.0, sigma=sigma),)
+    batches = whole_batches(part, batch_size=6, crop=48, zoom=2.0, sigma=sigma)
     image, points, widths = batches.images[2], batches.points[2], batches.widths[2]
     for zoom, side in ((2.0, 24), (0.75, 64)):
         drawn = np.array([2]), np.array([[0.5, 0.5]]), np.array([False]), np.array([zoom])
