@@ -71,30 +71,33 @@ struct BnAddRelu : torch::autograd::Function<BnAddRelu> {
 };
 
 struct Conv3x3 : torch::autograd::Function<Conv3x3> {
-  static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& weight, int64_t stride) {
-    using Forward = at::Tensor(const at::Tensor&, const at::Tensor&, int64_t);
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& weight, int64_t stride,
+                            bool large_tiles) {
+    using Forward = at::Tensor(const at::Tensor&, const at::Tensor&, int64_t, bool);
     static const auto op = operator_named<Forward>("resnet_min::conv3x3");
     const at::AutoDispatchBelowADInplaceOrView below;
     context->save_for_backward({x, weight});
     context->saved_data["stride"] = stride;
-    return op.call(x, weight, stride);
+    context->saved_data["large_tiles"] = large_tiles;
+    return op.call(x, weight, stride, large_tiles);
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
     using Gradients = std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                                                         int64_t, bool, bool);
+                                                         int64_t, bool, bool, bool);
     static const auto op = operator_named<Gradients>("resnet_min::conv3x3_backward");
     check_once("conv3x3");
     const variable_list saved = context->get_saved_variables();
     const bool for_x = context->needs_input_grad(0), for_weight = context->needs_input_grad(1);
-    auto [grad_x, grad_weight] =
-        op.call(grads[0], saved[0], saved[1], context->saved_data["stride"].toInt(), for_x, for_weight);
-    return {for_x ? grad_x : at::Tensor(), for_weight ? grad_weight : at::Tensor(), at::Tensor()};
+    auto [grad_x, grad_weight] = op.call(grads[0], saved[0], saved[1], context->saved_data["stride"].toInt(),
+                                         context->saved_data["large_tiles"].toBool(), for_x, for_weight);
+    const at::Tensor none;
+    return {for_x ? grad_x : none, for_weight ? grad_weight : none, none, none};
   }
 };
 
-at::Tensor conv3x3(const at::Tensor& x, const at::Tensor& weight, int64_t stride) {
-  return Conv3x3::apply(x, weight, stride);
+at::Tensor conv3x3(const at::Tensor& x, const at::Tensor& weight, int64_t stride, bool large_tiles) {
+  return Conv3x3::apply(x, weight, stride, large_tiles);
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> bn_add_relu(

@@ -1,20 +1,24 @@
 // Winograd's transforms of values in a row (Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR
 // 2016), of vectors of float32. Part of a kernel's loops (see vector.h): no include guard.
 
+#include "values.h"
+
 constexpr int kLanes = kBytes / sizeof(float);
 using V = Vector<float, kLanes>;
 
-RESNET_MIN_TARGET inline V load(const float* from) {
-  V v;
-  __builtin_memcpy(&v, from, sizeof v);
-  return v;
+template <typename T>
+RESNET_MIN_TARGET inline V load(const T* from) {
+  return load<float, kLanes>(from);
 }
 
-RESNET_MIN_TARGET inline void store(V v, float* to) { __builtin_memcpy(to, &v, sizeof v); }
+template <typename T>
+RESNET_MIN_TARGET inline void store(V v, T* to) {
+  store<kLanes, float>(v, to);
+}
 
 // ---- F(2, 3) ----
 
-struct OfInput {  // B^T d
+struct OfInput2 {  // B^T d
   static constexpr int from = 4, to = 4;
   RESNET_MIN_TARGET static inline void apply(const V (&d)[4], V (&r)[4]) {
     r[0] = d[0] - d[2];
@@ -23,14 +27,14 @@ struct OfInput {  // B^T d
     r[3] = d[1] - d[3];
   }
 };
-struct OfOutput {  // A^T m
+struct OfOutput2 {  // A^T m
   static constexpr int from = 4, to = 2;
   RESNET_MIN_TARGET static inline void apply(const V (&m)[4], V (&r)[2]) {
     r[0] = m[0] + m[1] + m[2];
     r[1] = m[1] - m[2] - m[3];
   }
 };
-struct OfWeight {  // G w
+struct OfWeight2 {  // G w
   static constexpr int from = 3, to = 4;
   RESNET_MIN_TARGET static inline void apply(const V (&w)[3], V (&r)[4]) {
     const V ends = (w[0] + w[2]) * 0.5f, middle = w[1] * 0.5f;
@@ -40,7 +44,7 @@ struct OfWeight {  // G w
     r[3] = w[2];
   }
 };
-struct OfOutputGradient {  // A g
+struct OfOutputGradient2 {  // A g
   static constexpr int from = 2, to = 4;
   RESNET_MIN_TARGET static inline void apply(const V (&g)[2], V (&r)[4]) {
     r[0] = g[0];
@@ -49,7 +53,7 @@ struct OfOutputGradient {  // A g
     r[3] = -g[1];
   }
 };
-struct OfWeightGradient {  // G^T u
+struct OfWeightGradient2 {  // G^T u
   static constexpr int from = 4, to = 3;
   RESNET_MIN_TARGET static inline void apply(const V (&u)[4], V (&r)[3]) {
     const V sum = (u[1] + u[2]) * 0.5f;
@@ -59,18 +63,22 @@ struct OfWeightGradient {  // G^T u
   }
 };
 
-// ---- F(4, 3) ----
+// ---- F(4, 3), at the points 0, ±a, ±b and infinity ----
+
+// Of points that are exact in binary, these round least: 1 and 2, the usual ones, three times as much.
+constexpr float kA = 0.625f, kB = 1.5f, kA2 = kA * kA, kB2 = kB * kB;
 
 struct OfInput4 {
   static constexpr int from = 6, to = 6;
   RESNET_MIN_TARGET static inline void apply(const V (&d)[6], V (&r)[6]) {
-    const V even = d[4] - d[2] * 4.f, odd = d[3] - d[1] * 4.f, far = d[4] - d[2], near = (d[3] - d[1]) * 2.f;
-    r[0] = d[0] * 4.f - d[2] * 5.f + d[4];
+    const V even = d[4] - d[2] * kB2, odd = (d[3] - d[1] * kB2) * kA;
+    const V far = d[4] - d[2] * kA2, near = (d[3] - d[1] * kA2) * kB;
+    r[0] = d[0] * (kA2 * kB2) - d[2] * (kA2 + kB2) + d[4];
     r[1] = even + odd;
     r[2] = even - odd;
     r[3] = far + near;
     r[4] = far - near;
-    r[5] = d[1] * 4.f - d[3] * 5.f + d[5];
+    r[5] = d[1] * (kA2 * kB2) - d[3] * (kA2 + kB2) + d[5];
   }
 };
 struct OfOutput4 {
@@ -78,8 +86,45 @@ struct OfOutput4 {
   RESNET_MIN_TARGET static inline void apply(const V (&m)[6], V (&r)[4]) {
     const V sum1 = m[1] + m[2], sum2 = m[3] + m[4], difference1 = m[1] - m[2], difference2 = m[3] - m[4];
     r[0] = m[0] + sum1 + sum2;
-    r[1] = difference1 + difference2 * 2.f;
-    r[2] = sum1 + sum2 * 4.f;
-    r[3] = difference1 + difference2 * 8.f + m[5];
+    r[1] = difference1 * kA + difference2 * kB;
+    r[2] = sum1 * kA2 + sum2 * kB2;
+    r[3] = difference1 * (kA2 * kA) + difference2 * (kB2 * kB) + m[5];
+  }
+};
+struct OfWeight4 {
+  static constexpr int from = 3, to = 6;
+  RESNET_MIN_TARGET static inline void apply(const V (&w)[3], V (&r)[6]) {
+    constexpr float of_a = 1 / (2 * kA2 * (kA2 - kB2)), of_b = 1 / (2 * kB2 * (kB2 - kA2));
+    const V even_a = (w[0] + w[2] * kA2) * of_a, odd_a = w[1] * (kA * of_a);
+    const V even_b = (w[0] + w[2] * kB2) * of_b, odd_b = w[1] * (kB * of_b);
+    r[0] = w[0] * (1 / (kA2 * kB2));
+    r[1] = even_a + odd_a;
+    r[2] = even_a - odd_a;
+    r[3] = even_b + odd_b;
+    r[4] = even_b - odd_b;
+    r[5] = w[2];
+  }
+};
+struct OfOutputGradient4 {
+  static constexpr int from = 4, to = 6;
+  RESNET_MIN_TARGET static inline void apply(const V (&g)[4], V (&r)[6]) {
+    const V even_a = g[0] + g[2] * kA2, odd_a = (g[1] + g[3] * kA2) * kA;
+    const V even_b = g[0] + g[2] * kB2, odd_b = (g[1] + g[3] * kB2) * kB;
+    r[0] = g[0];
+    r[1] = even_a + odd_a;
+    r[2] = even_a - odd_a;
+    r[3] = even_b + odd_b;
+    r[4] = even_b - odd_b;
+    r[5] = g[3];
+  }
+};
+struct OfWeightGradient4 {
+  static constexpr int from = 6, to = 3;
+  RESNET_MIN_TARGET static inline void apply(const V (&u)[6], V (&r)[3]) {
+    constexpr float of_a = 1 / (2 * kA2 * (kA2 - kB2)), of_b = 1 / (2 * kB2 * (kB2 - kA2));
+    const V sum_a = (u[1] + u[2]) * of_a, sum_b = (u[3] + u[4]) * of_b;
+    r[0] = u[0] * (1 / (kA2 * kB2)) + sum_a + sum_b;
+    r[1] = (u[1] - u[2]) * (kA * of_a) + (u[3] - u[4]) * (kB * of_b);
+    r[2] = sum_a * kA2 + sum_b * kB2 + u[5];
   }
 };

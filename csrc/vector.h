@@ -23,13 +23,13 @@
 #endif
 
 #if defined(__x86_64__)
-#define RESNET_MIN_CHOSEN(name)                                         \
-  (instruction_set() == InstructionSet::kAvx512Bf16 ? avx512_bf16::name \
-   : instruction_set() == InstructionSet::kAvx512   ? avx512::name      \
-   : instruction_set() == InstructionSet::kAvx2     ? avx2::name        \
-                                                    : portable::name)
+#define RESNET_MIN_CHOSEN(...)                                                 \
+  (instruction_set() == InstructionSet::kAvx512Bf16 ? avx512_bf16::__VA_ARGS__ \
+   : instruction_set() == InstructionSet::kAvx512   ? avx512::__VA_ARGS__      \
+   : instruction_set() == InstructionSet::kAvx2     ? avx2::__VA_ARGS__        \
+                                                    : portable::__VA_ARGS__)
 #else
-#define RESNET_MIN_CHOSEN(name) (portable::name)
+#define RESNET_MIN_CHOSEN(...) (portable::__VA_ARGS__)
 #endif
 
 namespace resnet_min {

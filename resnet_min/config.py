@@ -104,6 +104,10 @@ class Config:
         "auto", "auto; extension: fail if not built; reference: plain PyTorch",
         choices=("auto", "extension", "reference"),
     )  # fmt: skip
+    winograd: str | None = option(
+        None, "4x4: on a CPU in float32, 3x3 convolutions of larger tiles, which are faster and less exact",
+        choices=("4x4",),
+    )  # fmt: skip
     sync_bn: bool | None = option(
         None, "of several processes: normalise by the whole batch, not by each one's shard (default: yes on CPUs, and "
         "where a shard is less than 32 images)", type=bool,

@@ -1,4 +1,4 @@
-// The operators on a CPU: float32 in Winograd's form, bfloat16 by AMX.
+// The operators on a CPU: in Winograd's form; bfloat16 by AMX, where that is there.
 #include <ATen/autocast_mode.h>
 #include <ATen/ops/conv2d.h>
 #include <ATen/ops/convolution_backward.h>
@@ -16,11 +16,11 @@ namespace {
 
 constexpr auto kLayout = at::MemoryFormat::ChannelsLast;
 
-// Whether it is for AMX; raises where that is not there.
-bool by_amx(const at::Tensor& x) {
+// Whether it is for AMX; raises where it would be, and that is not there.
+bool by_amx(const at::Tensor& x, int64_t stride) {
   if (x.scalar_type() != at::kBFloat16) return false;
-  TORCH_CHECK_VALUE(amx::available(), "conv3x3: bfloat16 takes a processor with AMX");
-  return true;
+  TORCH_CHECK_VALUE(stride == 1 || amx::available(), "conv3x3: stride 2 takes a processor with AMX");
+  return amx::available();
 }
 
 // oneDNN's products by AMX are as good as ours for large maps, and where nothing is strided about: it has those. Not
@@ -41,26 +41,27 @@ at::Tensor bf16_input_gradient(const at::Tensor& grad, const at::Tensor& x, cons
   return grad_x.contiguous(kLayout);
 }
 
-at::Tensor conv3x3(const at::Tensor& x, const at::Tensor& weight, int64_t stride) {
+at::Tensor conv3x3(const at::Tensor& x, const at::Tensor& weight, int64_t stride, bool large_tiles) {
   check_conv3x3(x, weight, stride);
   const at::Tensor maps = x.contiguous(kLayout);
-  if (!by_amx(x)) return winograd::convolution(maps, weight);
+  if (!by_amx(x, stride)) return winograd::convolution(maps, weight, large_tiles);
   return bf16_convolution(maps, weight.contiguous(kLayout), stride);
 }
 
 std::tuple<at::Tensor, at::Tensor> conv3x3_backward(const at::Tensor& grad, const at::Tensor& x,
-                                                    const at::Tensor& weight, int64_t stride, bool for_x,
-                                                    bool for_weight) {
+                                                    const at::Tensor& weight, int64_t stride, bool large_tiles,
+                                                    bool for_x, bool for_weight) {
   check_conv3x3_backward(grad, x, weight, stride);
-  const bool bf16 = by_amx(x);
+  const bool has_amx = by_amx(x, stride);
   const at::Tensor of_output = grad.contiguous(kLayout), maps = x.contiguous(kLayout);
   at::Tensor grad_x = at::empty({0}, x.options()), grad_weight = at::empty({0}, x.options());
   if (for_x) {
-    grad_x = bf16 ? bf16_input_gradient(of_output, maps, weight.contiguous(kLayout), stride)
-                  : winograd::input_gradient(of_output, weight);
+    grad_x = has_amx ? bf16_input_gradient(of_output, maps, weight.contiguous(kLayout), stride)
+                     : winograd::input_gradient(of_output, weight, large_tiles);
   }
   if (for_weight) {
-    grad_weight = bf16 ? amx::weight_gradient(of_output, maps, stride) : winograd::weight_gradient(of_output, maps);
+    grad_weight = has_amx ? amx::weight_gradient(of_output, maps, stride)
+                          : winograd::weight_gradient(of_output, maps, large_tiles);
   }
   return {grad_x, grad_weight};
 }
@@ -68,9 +69,10 @@ std::tuple<at::Tensor, at::Tensor> conv3x3_backward(const at::Tensor& grad, cons
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(resnet_min, m) {
-  m.def("conv3x3(Tensor x, Tensor weight, int stride) -> Tensor", {at::Tag::pt2_compliant_tag});
+  m.def("conv3x3(Tensor x, Tensor weight, int stride, bool large_tiles) -> Tensor", {at::Tag::pt2_compliant_tag});
   m.def(
-      "conv3x3_backward(Tensor grad, Tensor x, Tensor weight, int stride, bool for_x, bool for_weight) -> (Tensor "
+      "conv3x3_backward(Tensor grad, Tensor x, Tensor weight, int stride, bool large_tiles, bool for_x, "
+      "bool for_weight) -> (Tensor "
       "grad_x, Tensor grad_weight)",
       {at::Tag::pt2_compliant_tag});
 }

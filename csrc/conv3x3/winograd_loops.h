@@ -1,4 +1,4 @@
-// The loops of winograd.cpp (see vector.h): transforms of tiles, a vector of channels at a time, and products.
+// The loops of winograd_tiles.h (see vector.h): transforms of tiles, a vector of channels at a time, and products.
 
 #include "transforms.h"
 
@@ -22,113 +22,118 @@ RESNET_MIN_TARGET inline void with_channels(int64_t channels, const F& f) {
 
 constexpr int kAhead = 4096;  // values
 
-// From rows of pixels to the points of `count` adjacent tiles. A column's values are worked out once for both tiles
-// that it is part of.
-template <typename T, int64_t channels>
-RESNET_MIN_TARGET void transform_row(const TileRow& tiles, float* half, float* to) {
-  const TileRow r = tiles;  // of our own: no store through a pointer can change it
-  const int64_t end = r.left + 2 * r.count + T::from - 2;
+// From rows of pixels to the points of `count` adjacent tiles of m columns each. A column's values are worked out once
+// for both tiles that it may be part of.
+template <int m, typename Of, int64_t channels, typename T>
+RESNET_MIN_TARGET void transform_row(const TileRow<T>& tiles, float* half, float* to) {
+  const TileRow<T> r = tiles;  // of our own: no store through a pointer can change it
+  const int64_t end = r.left + m * r.count + Of::from - m;
   float* column = half;  // [column][row][channels]
   const auto zeros = [&](int64_t columns) {
-    if (columns > 0) column = std::fill_n(column, columns * T::to * channels, 0.f);
+    if (columns > 0) column = std::fill_n(column, columns * Of::to * channels, 0.f);
   };
   const int64_t first = std::max<int64_t>(r.left, 0), last = std::min(end, r.width);
   zeros(first - r.left);
-  const float* pixels[T::from];
-  for (int i = 0; i < T::from; ++i) pixels[i] = r.rows[i] + first * r.pixel[i];
-  for (int64_t x = first; x < last; ++x, column += T::to * channels) {
+  const T* pixels[Of::from];
+  for (int i = 0; i < Of::from; ++i) pixels[i] = r.rows[i] + first * r.pixel[i];
+  for (int64_t x = first; x < last; ++x, column += Of::to * channels) {
 #pragma GCC unroll 4
     for (int64_t c = 0; c < channels; c += kLanes) {
-      V d[T::from], v[T::to];
-#pragma GCC unroll 4
-      for (int i = 0; i < T::from; ++i) d[i] = load(pixels[i] + c);
+      V d[Of::from], v[Of::to];
+#pragma GCC unroll 6
+      for (int i = 0; i < Of::from; ++i) d[i] = load(pixels[i] + c);
       // Of the rows that no tile has had yet, what the next block of tiles begins with.
-      for (int i = T::from - 2; i < T::from; ++i) __builtin_prefetch(pixels[i] + c + kAhead, 0, 2);
-      T::apply(d, v);
-#pragma GCC unroll 4
-      for (int i = 0; i < T::to; ++i) store(v[i], column + i * channels + c);
+#pragma GCC unroll 6
+      for (int i = Of::from - m; i < Of::from; ++i) __builtin_prefetch(pixels[i] + c + kAhead, 0, 2);
+      Of::apply(d, v);
+#pragma GCC unroll 6
+      for (int i = 0; i < Of::to; ++i) store(v[i], column + i * channels + c);
     }
-#pragma GCC unroll 4
-    for (int i = 0; i < T::from; ++i) pixels[i] += r.pixel[i];
+#pragma GCC unroll 6
+    for (int i = 0; i < Of::from; ++i) pixels[i] += r.pixel[i];
   }
   zeros(end - last);
-  for (int64_t t = 0; t < r.count; ++t, half += 2 * T::to * channels, to += r.tile) {
+  for (int64_t t = 0; t < r.count; ++t, half += m * Of::to * channels, to += r.tile) {
     for (int64_t c = 0; c < channels; c += kLanes) {
       float* point = to + c;
-#pragma GCC unroll 4
-      for (int i = 0; i < T::to; ++i) {
-        V d[T::from], v[T::to];
-#pragma GCC unroll 4
-        for (int j = 0; j < T::from; ++j) d[j] = load(half + (j * T::to + i) * channels + c);
-        T::apply(d, v);
-#pragma GCC unroll 4
-        for (int j = 0; j < T::to; ++j, point += r.point) store(v[j], point);
+#pragma GCC unroll 6
+      for (int i = 0; i < Of::to; ++i) {
+        V d[Of::from], v[Of::to];
+#pragma GCC unroll 6
+        for (int j = 0; j < Of::from; ++j) d[j] = load(half + (j * Of::to + i) * channels + c);
+        Of::apply(d, v);
+#pragma GCC unroll 6
+        for (int j = 0; j < Of::to; ++j, point += r.point) store(v[j], point);
       }
     }
   }
 }
 
-template <typename T>
-RESNET_MIN_TARGET void transform(const TileRow& tiles, float* half, float* to) {
-  with_channels(tiles.channels, [&](auto channels) { transform_row<T, channels()>(tiles, half, to); });
+template <int m, typename Of, typename T>
+RESNET_MIN_TARGET void transform(const TileRow<T>& tiles, float* half, float* to) {
+  with_channels(tiles.channels, [&](auto channels) { transform_row<m, Of, channels()>(tiles, half, to); });
 }
 
 // From the points of `count` adjacent tiles to their pixels, those that are inside.
-template <int64_t channels>
-RESNET_MIN_TARGET void output_row(const float* from, int64_t stride, const PixelRow& pixel_row) {
-  const PixelRow r = pixel_row;
-  float* pixels = r.to;
-  for (int64_t t = 0; t < r.count; ++t, from += channels, pixels += 2 * r.pixel) {
-    const bool right = 2 * t + 1 < r.width;
+template <int m, typename Of, int64_t channels, typename T>
+RESNET_MIN_TARGET void output_row(const float* from, int64_t stride, const PixelRow<T>& pixel_row) {
+  const PixelRow<T> r = pixel_row;
+  T* pixels = r.to;
+  for (int64_t t = 0; t < r.count; ++t, from += channels, pixels += m * r.pixel) {
+    const int64_t width = r.width - m * t;
     for (int64_t c = 0; c < channels; c += kLanes) {
       const float* point = from + c;
-      V row[4], total[4], difference[4];
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) {
-#pragma GCC unroll 4
-        for (int j = 0; j < 4; ++j, point += stride) row[j] = load(point);
-        V v[2];
-        OfOutput::apply(row, v);
-        total[i] = v[0];
-        difference[i] = v[1];
+      V columns[m][m + 2];
+#pragma GCC unroll 6
+      for (int i = 0; i < m + 2; ++i) {
+        V row[m + 2], v[m];
+#pragma GCC unroll 6
+        for (int j = 0; j < m + 2; ++j, point += stride) row[j] = load(point);
+        Of::apply(row, v);
+#pragma GCC unroll 6
+        for (int j = 0; j < m; ++j) columns[j][i] = v[j];
       }
-      V v[2];
-      OfOutput::apply(total, v);
-      store(v[0], pixels + c);
-      if (r.below) store(v[1], pixels + r.row + c);
-      if (!right) continue;
-      OfOutput::apply(difference, v);
-      store(v[0], pixels + r.pixel + c);
-      if (r.below) store(v[1], pixels + r.row + r.pixel + c);
+#pragma GCC unroll 6
+      for (int j = 0; j < m; ++j) {
+        if (j >= width) break;
+        V v[m];
+        Of::apply(columns[j], v);
+        T* to = pixels + j * r.pixel + c;
+#pragma GCC unroll 6
+        for (int i = 0; i < m; ++i, to += r.row) {
+          if (i < r.height) store(v[i], to);
+        }
+      }
     }
   }
 }
 
-RESNET_MIN_TARGET void transform_output(const float* from, int64_t stride, const PixelRow& r) {
-  with_channels(r.channels, [&](auto channels) { output_row<channels()>(from, stride, r); });
+template <int m, typename Of, typename T>
+RESNET_MIN_TARGET void transform_output(const float* from, int64_t stride, const PixelRow<T>& r) {
+  with_channels(r.channels, [&](auto channels) { output_row<m, Of, channels()>(from, stride, r); });
 }
 
-// ---- weights: between taps [3][3] and points [4][4], each of `channels` values ----
+// ---- weights: between taps [3][3] and points [m + 2][m + 2], each of `channels` values ----
 
-template <typename T>
+template <typename Of>
 RESNET_MIN_TARGET void transform_weight(const float* const* from, float* to, int64_t stride, int64_t channels) {
   for (int64_t c = 0; c < channels; c += kLanes) {
-    V half[T::from][T::to], r[T::to];
-#pragma GCC unroll 4
-    for (int i = 0; i < T::from; ++i) {
-      V d[T::from];
-#pragma GCC unroll 4
-      for (int j = 0; j < T::from; ++j) d[j] = load(from[i * T::from + j] + c);
-      T::apply(d, half[i]);
+    V half[Of::from][Of::to], r[Of::to];
+#pragma GCC unroll 6
+    for (int i = 0; i < Of::from; ++i) {
+      V d[Of::from];
+#pragma GCC unroll 6
+      for (int j = 0; j < Of::from; ++j) d[j] = load(from[i * Of::from + j] + c);
+      Of::apply(d, half[i]);
     }
-#pragma GCC unroll 4
-    for (int j = 0; j < T::to; ++j) {
-      V column[T::from];
-#pragma GCC unroll 4
-      for (int i = 0; i < T::from; ++i) column[i] = half[i][j];
-      T::apply(column, r);
-#pragma GCC unroll 4
-      for (int i = 0; i < T::to; ++i) store(r[i], to + (i * T::to + j) * stride + c);
+#pragma GCC unroll 6
+    for (int j = 0; j < Of::to; ++j) {
+      V column[Of::from];
+#pragma GCC unroll 6
+      for (int i = 0; i < Of::from; ++i) column[i] = half[i][j];
+      Of::apply(column, r);
+#pragma GCC unroll 6
+      for (int i = 0; i < Of::to; ++i) store(r[i], to + (i * Of::to + j) * stride + c);
     }
   }
 }
@@ -201,5 +206,11 @@ RESNET_MIN_TARGET void multiply(const Product& p) {
   }
 }
 
-constexpr Loops kLoops = {transform<OfInput>,         transform<OfOutputGradient>,        transform_output,
-                          transform_weight<OfWeight>, transform_weight<OfWeightGradient>, multiply};
+template <typename T, int m>
+constexpr Loops<T, m> kLoops = {
+    transform<2, OfInput2>,      transform<2, OfOutputGradient2>,     transform_output<2, OfOutput2>,
+    transform_weight<OfWeight2>, transform_weight<OfWeightGradient2>, multiply};
+template <typename T>
+constexpr Loops<T, 4> kLoops<T, 4> = {
+    transform<4, OfInput4>,      transform<4, OfOutputGradient4>,     transform_output<4, OfOutput4>,
+    transform_weight<OfWeight4>, transform_weight<OfWeightGradient4>, multiply};

@@ -44,8 +44,7 @@ struct Packed {
 
 // ---- Winograd's transforms of a filter's row of three: G w ----
 
-// Tiles of m × m pixels have (m + 2)² points. The matrices are those of Lavin & Gray, "Fast Algorithms for
-// Convolutional Neural Networks" (CVPR 2016).
+// Tiles of m × m pixels have (m + 2)² points: transforms.h says which.
 inline int64_t tile_of(Form form) { return form == Form::kWinograd4 ? 4 : form == Form::kWinograd2 ? 2 : 0; }
 
 inline void transform_filter(Form form, const std::array<double, 3>& w, double* to) {
@@ -55,11 +54,13 @@ inline void transform_filter(Form form, const std::array<double, 3>& w, double* 
     to[2] = (w[0] - w[1] + w[2]) / 2;
     to[3] = w[2];
   } else {
-    to[0] = w[0] / 4;
-    to[1] = -(w[0] + w[1] + w[2]) / 6;
-    to[2] = -(w[0] - w[1] + w[2]) / 6;
-    to[3] = (w[0] + 2 * w[1] + 4 * w[2]) / 24;
-    to[4] = (w[0] - 2 * w[1] + 4 * w[2]) / 24;
+    constexpr double a = 0.625, b = 1.5;
+    const auto at = [&](double x, double by) { return (w[0] + x * (w[1] + x * w[2])) / by; };
+    to[0] = w[0] / (a * a * b * b);
+    to[1] = at(a, 2 * a * a * (a * a - b * b));
+    to[2] = at(-a, 2 * a * a * (a * a - b * b));
+    to[3] = at(b, 2 * b * b * (b * b - a * a));
+    to[4] = at(-b, 2 * b * b * (b * b - a * a));
     to[5] = w[2];
   }
 }

@@ -5,45 +5,73 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..errors import UserError
 from . import backend
 from .checks import FLOAT_NAMES, FLOATS, check_device, dtype_name
 from .checks import check as check_argument
 
+FORMS = (None, "4x4")  # of Winograd's, in float32
 
-def conv3x3(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
+
+def conv3x3(x: Tensor, weight: Tensor, stride: int = 1, winograd: str | None = None) -> Tensor:
     """A 3×3 convolution, padded by 1, without a bias: what most of a ResNet's training is.
 
-    x        float32, bfloat16, float16 or float64 [B, C, H, W], any strides
-    weight   [O, C, 3, 3] in x's dtype
-    stride   1 or 2
-    returns  [B, O, ceil(H / stride), ceil(W / stride)] in x's dtype, channels_last
+    x         float32, bfloat16, float16 or float64 [B, C, H, W], any strides
+    weight    [O, C, 3, 3] in x's dtype
+    stride    1 or 2
+    winograd  "4x4" for F(4×4, 3×3) in float32, which is faster and less exact
+    returns   [B, O, ceil(H / stride), ceil(W / stride)] in x's dtype, channels_last
 
-    Differentiable; the compiled kernels once. They are for a CPU and multiples of 16 channels:
+    Differentiable; the compiled kernels once. They are for a CPU and multiples of 16 channels, add in float32, and
+    round bfloat16 once:
 
-    float32   at stride 1, Winograd's F(2×2, 3×3) as in Lavin & Gray, "Fast Algorithms for Convolutional Neural
-              Networks" (CVPR 2016): 16 multiplications for 36. An Inf or NaN in x makes NaN of the up to 16 outputs
-              around it, and values beyond 8e37, of which up to four are added, may overflow to such.
-    bfloat16  at strides 1 and 2 on a processor with AMX, Intel's matrix instructions: sums in float32, rounded once.
-              What oneDNN does as well is left to it.
+    at stride 1  Winograd's forms, as in Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks" (CVPR 2016):
+                 F(2×2, 3×3), 16 multiplications for 36; by name, and in bfloat16, F(4×4, 3×3), 36 for 144, where that
+                 is faster. Its error in float32 is held to 4 times eager PyTorch's by a test, F(2×2, 3×3)'s to 1.5
+                 times. An Inf or NaN in x makes NaN of the outputs around it, up to 16 or 36, and values beyond 8e37 or
+                 1e37, of which several are added, may overflow to such.
+    bfloat16     on a processor with AMX, Intel's matrix instructions, by these instead, at strides 1 and 2. What oneDNN
+                 does as well is left to it.
 
-    Raises ValueError for a wrong dtype, shape, stride or device.
+    Raises ValueError for a wrong dtype, shape, stride, device or name.
     """
+    check_form(winograd)
     if stride in strides(x.dtype) and backend.supported("conv3x3", x, weight):
-        return backend.call("conv3x3", check, x, weight, stride)
+        return backend.call("conv3x3", check, x, weight, stride, winograd == "4x4")
     return reference(x, weight, stride)
 
 
-def reference(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
-    """`conv3x3` in PyTorch, on any device."""
+def check_form(winograd: str | None) -> None:
+    if winograd not in FORMS:
+        raise ValueError(f'conv3x3: winograd must be "4x4" or None; got {winograd!r}')
+
+
+def set_winograd(winograd: str | None) -> None:
+    """Choose the form of the convolutions of a network in training: `conv3x3`'s "4x4", or None for the exact one.
+
+    Raises UserError for another name.
+    """
+    global _winograd
+    if winograd not in FORMS:
+        raise UserError(f'winograd is "4x4" or None; got {winograd!r}')
+    _winograd = winograd
+
+
+_winograd: str | None = None
+
+
+def reference(x: Tensor, weight: Tensor, stride: int = 1, winograd: str | None = None) -> Tensor:
+    """`conv3x3` in PyTorch, on any device, as exact by any name."""
     check(x, weight, stride)
+    check_form(winograd)
     with torch.autocast(x.device.type, enabled=False):
         maps = x.contiguous(memory_format=torch.channels_last)
         out = torch.nn.functional.conv2d(maps, weight, stride=stride, padding=1)
     return out.contiguous(memory_format=torch.channels_last)
 
 
-def check(x: Tensor, weight: Tensor, stride: int = 1) -> None:
-    """The checks of `conv3x3`."""
+def check(x: Tensor, weight: Tensor, stride: int = 1, large_tiles: bool = False) -> None:
+    """The checks of `conv3x3`; `large_tiles`: whether in the form "4x4"."""
     op = "conv3x3"
     check_argument(op, "x", x, f"{FLOAT_NAMES} [B, C, H, W]", FLOATS, (None,) * 4)
     wanted = f"{dtype_name(x.dtype)} [O, {x.shape[1]}, 3, 3]"
@@ -60,18 +88,23 @@ HAS_AMX = getattr(backend._C, "has_amx", lambda: False)()
 
 def strides(dtype: torch.dtype) -> tuple[int, ...]:
     """That there are kernels for."""
-    return (1, 2) if dtype == torch.bfloat16 else (1,)
+    return (1, 2) if _by_amx(dtype) else (1,)
+
+
+def _by_amx(dtype: torch.dtype) -> bool:
+    return HAS_AMX and dtype == torch.bfloat16
 
 
 def _compiled(dtype: torch.dtype, x: Tensor, weight: Tensor, stride: int = 1) -> bool:
     """Whether there is a kernel, were x and weight of this dtype.
 
-    None for maps of one row or column in float32: half of every tile would be outside.
+    None by Winograd for maps of one row or column: half of every tile would be outside.
     """
     return (
         x.device.type == "cpu"
         and x.dim() == weight.dim() == 4
-        and (HAS_AMX if dtype == torch.bfloat16 else dtype == torch.float32 and min(x.shape[2:]) > 1)
+        and dtype in (torch.float32, torch.bfloat16)
+        and (_by_amx(dtype) or min(x.shape[2:]) > 1)
         and stride in strides(dtype)
         and all(channels > 0 and channels % CHANNELS == 0 for channels in weight.shape[:2])
     )
@@ -84,14 +117,16 @@ def takes(x: Tensor, weight: Tensor) -> bool:
 
 
 @backend.fake("conv3x3")
-def _(x: Tensor, weight: Tensor, stride: int) -> Tensor:
+def _(x: Tensor, weight: Tensor, stride: int, large_tiles: bool) -> Tensor:
     check(x, weight, stride)
     height, width = (-(-extent // stride) for extent in x.shape[2:])
     return x.new_empty((x.shape[0], height, width, weight.shape[0])).permute(0, 3, 1, 2)
 
 
 @backend.fake("conv3x3_backward")
-def _(grad: Tensor, x: Tensor, weight: Tensor, stride: int, for_x: bool, for_weight: bool) -> tuple[Tensor, Tensor]:
+def _(
+    grad: Tensor, x: Tensor, weight: Tensor, stride: int, large_tiles: bool, for_x: bool, for_weight: bool
+) -> tuple[Tensor, Tensor]:
     return tuple(
         torch.empty_like(tensor, memory_format=torch.channels_last) if wanted else tensor.new_empty(0)
         for tensor, wanted in ((x, for_x), (weight, for_weight))
@@ -118,14 +153,14 @@ def stands_for(conv: nn.Module, x: Tensor) -> bool:
         and x.is_contiguous(memory_format=torch.channels_last)
         and _dtype(x) == _dtype(conv.weight)
         and _compiled(_dtype(x), x, conv.weight, conv.stride[0])
-        and (_dtype(x) == torch.float32 or -len(x) % 32 <= len(x) // 2)  # AMX takes blocks of 32 images
+        and (not _by_amx(_dtype(x)) or -len(x) % 32 <= len(x) // 2)  # AMX takes blocks of 32 images
     )
 
 
 def in_place_of(conv: nn.Conv2d, x: Tensor) -> Tensor:
     """What `conv(x)` is in training, autocast or not."""
     dtype = _dtype(x)
-    return conv3x3(x.to(dtype), conv.weight.to(dtype), conv.stride[0])
+    return conv3x3(x.to(dtype), conv.weight.to(dtype), conv.stride[0], _winograd)
 
 
 def _dtype(x: Tensor) -> torch.dtype:

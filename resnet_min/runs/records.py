@@ -17,8 +17,8 @@ from .results import Result
 
 # Options that say where and how a run is made, not what it is: a run made with others is the same experiment.
 PLACE = (
-    "data", "data_dir", "cache_dir", "mean", "std", "device", "amp", "channels_last", "kernels", "deterministic",
-    "cuda_graph", "pretrained", "save_every", "val_every",
+    "data", "data_dir", "cache_dir", "mean", "std", "device", "amp", "channels_last", "kernels", "winograd",
+    "deterministic", "cuda_graph", "pretrained", "save_every", "val_every",
 )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ import torch
 from ..config import Config
 from ..errors import UserError
 from ..kernels.backend import has_bf16, set_backend
+from ..kernels.conv3x3 import set_winograd
 from .distributed import World
 
 
@@ -48,6 +49,7 @@ def set_up(config: Config, world: World) -> Hardware:
     Raises UserError for a device or kernels that are not there.
     """
     set_backend(config.kernels)
+    set_winograd(config.winograd)
     where = hardware(config.device, config.amp, world)
     choose_algorithms(config.deterministic)
     if where.device.type == "cpu":

@@ -719,9 +719,10 @@ def test_what_the_operator_cannot_do_the_modules_do(change, left_out, calls):
     if isinstance(seen, list):
         assert seen == ["bn", "relu", "gradient"]
     ops.set_backend("reference")
-    torch.testing.assert_close(out, twin(x), rtol=1e-3, atol=1e-3)
+    room = 0.03 if out.dtype == torch.bfloat16 else 1e-3
+    torch.testing.assert_close(out, twin(x), rtol=room, atol=room)
     ops.set_backend("auto")
-    torch.testing.assert_close(dict(net.named_buffers()), dict(twin.named_buffers()), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(dict(net.named_buffers()), dict(twin.named_buffers()), rtol=room, atol=room)
 
 
 @needs_extension

@@ -1,4 +1,6 @@
-"""The 3×3 convolution in Winograd's form: against float64 and its reference, alone and in training."""
+"""The 3×3 convolution in Winograd's forms: against float64 and its reference, alone and in training."""
+
+from functools import partial
 
 import pytest
 import torch
@@ -8,12 +10,22 @@ from hypothesis import strategies as st
 from torch import nn
 
 from resnet_min import ops
+from resnet_min.errors import UserError
 from resnet_min.kernels import conv3x3
 from resnet_min.model import resnet
+from resnet_min.tasks.classify.options import ClassifyConfig
+from resnet_min.training import hardware
+from resnet_min.training.distributed import World
 
 from .conftest import REFUSAL, assert_as_close_as_eager, needs_extension, outcomes_by_threads, run_under
 
 CHANNELS_LAST = torch.channels_last
+# The forms, and how many times eager PyTorch's error theirs may be. With AMX bfloat16 has kernels of its own.
+FORMS = {"2x2": 1.5, "4x4": 4.0, "bf16": 1.5}
+by_winograd = pytest.mark.parametrize(
+    "form",
+    [*list(FORMS)[:2], pytest.param("bf16", marks=pytest.mark.skipif(conv3x3.HAS_AMX, reason="bfloat16 is AMX's"))],
+)
 
 
 def draw(batch=4, inputs=64, outputs=64, size=(8, 8)):
@@ -35,11 +47,19 @@ def eager(x, weight):
     return F.conv2d(x, weight, padding=1)
 
 
-def check_layer(*args):
+def in_form(form, *args):
+    """conv3x3 in one of FORMS, and its arguments in that form's dtype."""
+    if form == "bf16":
+        return ops.conv3x3, *(t.bfloat16() for t in args)
+    return partial(ops.conv3x3, winograd="4x4" if form == "4x4" else None), *args
+
+
+def check_layer(form, *args):
     """As close as eager, the output and both gradients."""
+    ours, *args = in_form(form, *args)
     exact = results(eager, *(t.double() for t in args))
-    for each in zip(results(ops.conv3x3, *args), results(eager, *args), exact, strict=True):
-        assert_as_close_as_eager(*each)
+    for each in zip(results(ours, *args), results(eager, *args), exact, strict=True):
+        assert_as_close_as_eager(*each, times=FORMS[form])
 
 
 # batch, inputs, outputs, side: batches that make the weight's gradient a sum as long as in training
@@ -50,25 +70,25 @@ LAYERS = [
 
 
 @needs_extension
+@by_winograd
 @pytest.mark.parametrize("batch, inputs, outputs, side", LAYERS)
-def test_every_layer_shape(batch, inputs, outputs, side):
-    check_layer(*draw(batch, inputs, outputs, (side, side)))
+def test_every_layer_shape(batch, inputs, outputs, side, form):
+    check_layer(form, *draw(batch, inputs, outputs, (side, side)))
 
 
 @pytest.mark.parametrize("size", [(2, 2), (2, 5), (3, 3), (5, 7), (9, 2), (1, 6), (1, 1), (31, 33)])
 @pytest.mark.parametrize("batch", [1, 7])
-def test_odd_maps(batch, size):
+@by_winograd
+def test_odd_maps(batch, size, form):
     """Tiles that reach beyond the map; one pixel and one row, which the reference takes or which fill few of a tile."""
-    args = draw(batch, 64, 128, size)
-    exact = results(eager, *(t.double() for t in args))
-    for got, true in zip(results(ops.conv3x3, *args), exact, strict=True):
-        torch.testing.assert_close(got.double(), true, rtol=1e-4, atol=1e-3)
+    check_anywhere(form, batch, (4, 8), *size)
 
 
-def check_anywhere(batch, channels, height, width):
-    args = draw(batch, *(16 * number for number in channels), (height, width))
-    for got, true in zip(results(ops.conv3x3, *args), results(eager, *(t.double() for t in args)), strict=True):
-        torch.testing.assert_close(got.double(), true, rtol=1e-4, atol=1e-3)
+def check_anywhere(form, batch, channels, height, width):
+    ours, *args = in_form(form, *draw(batch, *(16 * number for number in channels), (height, width)))
+    for got, true in zip(results(ours, *args), results(eager, *(t.double() for t in args)), strict=True):
+        room = (0.01, 0.01 * true.abs().max().item()) if form == "bf16" else (1e-4, 1e-3)
+        torch.testing.assert_close(got.double(), true, rtol=room[0], atol=room[1])
 
 
 ANYWHERE = {
@@ -80,18 +100,20 @@ ANYWHERE = {
 
 
 @needs_extension
+@by_winograd
 @settings(max_examples=10, deadline=None)
 @given(**ANYWHERE)
-def test_anywhere(batch, channels, height, width):
-    check_anywhere(batch, channels, height, width)
+def test_anywhere(form, batch, channels, height, width):
+    check_anywhere(form, batch, channels, height, width)
 
 
 @pytest.mark.slow
 @needs_extension
+@by_winograd
 @settings(max_examples=300, deadline=None)
 @given(**ANYWHERE)
-def test_anywhere_at_length(batch, channels, height, width):
-    check_anywhere(batch, channels, height, width)
+def test_anywhere_at_length(form, batch, channels, height, width):
+    check_anywhere(form, batch, channels, height, width)
 
 
 @needs_extension
@@ -100,7 +122,8 @@ def test_other_instruction_sets(capability):
     code = (
         "from tests.kernels.test_conv3x3 import *\n"
         "torch.manual_seed(0)\n"
-        "for *shape, side in LAYERS: check_layer(*draw(*shape, (side, side)))\n"
+        "for form in FORMS:\n"
+        "    for *shape, side in LAYERS: check_layer(form, *draw(*shape, (side, side)))\n"
     )
     run_under(capability, code)
 
@@ -109,10 +132,11 @@ def test_other_instruction_sets(capability):
 @pytest.mark.parametrize(
     "batch, channels, side", [(40, 64, 16), (9, 256, 4), (150, 64, 3), (2, 512, 4), (5, 16, 32), (3, 48, 9)]
 )
-def test_any_number_of_threads_gives_the_same_bits(batch, channels, side):
+@by_winograd
+def test_any_number_of_threads_gives_the_same_bits(batch, channels, side, form):
     """However the tiles are cut into blocks, and where the outputs are shared out instead."""
-    args = draw(batch, channels, channels, (side, side))
-    runs = outcomes_by_threads(lambda: results(ops.conv3x3, *args), (1, 2, 3, 7))
+    ours, *args = in_form(form, *draw(batch, channels, channels, (side, side)))
+    runs = outcomes_by_threads(lambda: results(ours, *args), (1, 2, 3, 7))
     for run in runs[1:]:
         assert all(torch.equal(a, b) for a, b in zip(run, runs[0], strict=True))
 
@@ -149,23 +173,25 @@ def test_gradients_that_are_not_asked_for():
 
 
 @needs_extension
+@pytest.mark.parametrize("form, last", [("2x2", 6), ("4x4", 8)])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_nan_stays_near(value):
+def test_nan_stays_near(value, form, last):
     """It makes NaN of every output that it is part of, and of none outside the tiles that see it."""
-    x, weight, _ = draw(2, size=(9, 9))
+    ours, x, weight, _ = in_form(form, *draw(2, size=(12, 12)))
     x[1, 5, 4, 4] = value
-    out = ops.conv3x3(x, weight)
+    out = ours(x, weight)
     assert (out[1, :, 3:6, 3:6].isnan() if value != value else ~out[1, :, 3:6, 3:6].isfinite()).all()
-    out[1, :, 2:6, 2:6] = 0
+    out[1, :, 2 if form == "2x2" else 0 : last, 2 if form == "2x2" else 0 : last] = 0
     assert out.isfinite().all()
 
 
 @needs_extension
-def test_large_values_do_not_overflow():
-    """As long as four times them does not, as documented."""
-    x, weight, _ = draw(1, size=(8, 8))
-    scale = 8e37 / x.abs().max()
-    out, plain = ops.conv3x3(x * scale, weight / 99), ops.conv3x3(x, weight / 99)
+@pytest.mark.parametrize("form, largest", [("2x2", 8e37), ("4x4", 1e37)])
+def test_large_values_do_not_overflow(form, largest):
+    """As far as documented."""
+    ours, x, weight, _ = in_form(form, *draw(1, size=(8, 8)))
+    scale = largest / x.abs().max()
+    out, plain = ours(x * scale, weight / 99), ours(x, weight / 99)
     assert out.isfinite().all()
     torch.testing.assert_close(out / scale, plain, rtol=1e-4, atol=1e-5)
 
@@ -219,21 +245,21 @@ def test_kernel_refuses(name, spoil, message):
     args[name] = spoil(args[name])
     message = message if "multiples" in message else REFUSAL.format("conv3x3").removeprefix("conv3x3: ")
     with pytest.raises(ValueError, match=f"conv3x3: {message}"):
-        torch.ops.resnet_min.conv3x3(**args, stride=1)
+        torch.ops.resnet_min.conv3x3(**args, stride=1, large_tiles=False)
     grad = torch.zeros(4, 64, 8, 8)
     with pytest.raises(ValueError, match=f"conv3x3: {message}"):
-        torch.ops.resnet_min.conv3x3_backward(grad, *args.values(), 1, True, True)
+        torch.ops.resnet_min.conv3x3_backward(grad, *args.values(), 1, False, True, True)
     with pytest.raises(ValueError, match=r"grad must be Float \[4, 64, 8, 8\] as conv3x3's output; got Float \[3,"):
-        torch.ops.resnet_min.conv3x3_backward(grad[1:], *draw()[:2], 1, True, True)
+        torch.ops.resnet_min.conv3x3_backward(grad[1:], *draw()[:2], 1, False, True, True)
 
 
 @needs_extension
 def test_opcheck():
     x, weight, grad = draw(3, 64, 128, (6, 5))
     for arguments in ((x, weight), (x.clone().requires_grad_(), weight.clone().requires_grad_())):
-        torch.library.opcheck(torch.ops.resnet_min.conv3x3, (*arguments, 1))
-    torch.library.opcheck(torch.ops.resnet_min.conv3x3_backward, (grad, x, weight, 1, True, True))
-    torch.library.opcheck(torch.ops.resnet_min.conv3x3_backward, (grad, x, weight, 1, False, True))
+        torch.library.opcheck(torch.ops.resnet_min.conv3x3, (*arguments, 1, True))
+    torch.library.opcheck(torch.ops.resnet_min.conv3x3_backward, (grad, x, weight, 1, False, True, True))
+    torch.library.opcheck(torch.ops.resnet_min.conv3x3_backward, (grad, x, weight, 1, True, False, True))
 
 
 # ---- in the model ----
@@ -243,7 +269,7 @@ def test_opcheck():
 def calls(monkeypatch):
     made, original = [], conv3x3.conv3x3
     monkeypatch.setattr(
-        conv3x3, "conv3x3", lambda x, weight, stride: made.append(weight.shape[0]) or original(x, weight, stride)
+        conv3x3, "conv3x3", lambda x, weight, *how: made.append(weight.shape[0]) or original(x, weight, *how)
     )
     return made
 
@@ -310,11 +336,13 @@ def test_a_net_in_nchw_stays_in_it(calls):
 
 
 @needs_extension
-def test_small_batches_under_autocast_and_other_dtypes_are_left_alone(calls):
+def test_small_batches_with_amx_and_other_dtypes_are_left_alone(calls):
     net = network(blocks=(1,), widths=(64,))
     with torch.autocast("cpu", torch.bfloat16):
         net(images())
         net.layer1[0](torch.randn(2, 64, 8, 8).contiguous(memory_format=CHANNELS_LAST))  # not yet bfloat16
+    assert calls == ([] if conv3x3.HAS_AMX else [64] * 4)
+    calls.clear()
     with torch.autocast("cpu", torch.float16):
         net(images(32))
     net.double()(images().double())
@@ -332,25 +360,53 @@ def test_a_weight_of_another_dtype_is_not_cast_in_silence():
 
 
 @needs_extension
-def test_training_steps_with_and_without_kernels():
+@by_winograd
+def test_training_steps_with_and_without_kernels(form, calls):
     batch, runs = images(16, 16), []
     for name in ("extension", "reference"):
         ops.set_backend(name)
+        ops.set_winograd("4x4" if form == "4x4" else None)
         torch.manual_seed(0)
         net = network(blocks=(1, 1), widths=(64, 128))
         optimizer = torch.optim.SGD(net.parameters(), 0.05, momentum=0.9)
         losses = []
         for _ in range(3):
-            loss = F.cross_entropy(net(batch), torch.arange(16) % 10)
+            with torch.autocast("cpu", torch.bfloat16, enabled=form == "bf16"):
+                loss = F.cross_entropy(net(batch).float(), torch.arange(16) % 10)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
             losses.append(loss.item())
         runs.append((losses, net.state_dict()))
     ops.set_backend("auto")
+    ops.set_winograd(None)
+    assert len(calls) == 9  # three of a step
     (ours, state), (theirs, their_state) = runs
-    assert ours == pytest.approx(theirs, rel=1e-3)
-    torch.testing.assert_close(state, their_state, rtol=1e-2, atol=1e-3)
+    assert ours == pytest.approx(theirs, rel=0.03 if form == "bf16" else 1e-3)
+    room = dict(rtol=0.1, atol=0.03) if form == "bf16" else dict(rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(state, their_state, **room)
+
+
+@needs_extension
+def test_the_form_that_networks_in_training_take():
+    """None is the exact one; "4x4" rounds otherwise; another name is refused."""
+    conv, x = network(blocks=(1,), widths=(64,)).layer1[0].conv1, draw(batch=16)[0]
+    usual = conv3x3.in_place_of(conv, x)
+    assert torch.equal(usual, ops.conv3x3(x, conv.weight))
+    try:
+        ops.set_winograd("4x4")
+        assert torch.equal(conv3x3.in_place_of(conv, x), ops.conv3x3(x, conv.weight, winograd="4x4"))
+        assert not torch.equal(conv3x3.in_place_of(conv, x), usual)
+    finally:
+        ops.set_winograd(None)
+    hardware.set_up(ClassifyConfig(winograd="4x4"), World())
+    assert conv3x3._winograd == "4x4"
+    hardware.set_up(ClassifyConfig(), World())
+    assert conv3x3._winograd is None
+    with pytest.raises(UserError, match='winograd is "4x4" or None; got 4'):
+        ops.set_winograd(4)
+    with pytest.raises(ValueError, match="conv3x3: winograd must be \"4x4\" or None; got '2x2'"):
+        ops.conv3x3(x, conv.weight, winograd="2x2")
 
 
 @needs_extension

@@ -129,8 +129,8 @@ def test_nan_is_part_of_what_takes_it_and_of_nothing_else(side):
 def test_opcheck():
     x, weight, grad, stride = draw(33, 16, 32, (6, 5), 2)
     for arguments in ((x, weight), (x.clone().requires_grad_(), weight.clone().requires_grad_())):
-        torch.library.opcheck(torch.ops.resnet_min.conv3x3, (*arguments, stride))
-    torch.library.opcheck(torch.ops.resnet_min.conv3x3_backward, (grad, x, weight, stride, True, True))
+        torch.library.opcheck(torch.ops.resnet_min.conv3x3, (*arguments, stride, False))
+    torch.library.opcheck(torch.ops.resnet_min.conv3x3_backward, (grad, x, weight, stride, False, True, True))
 
 
 def test_autocast_changes_nothing():
@@ -166,9 +166,9 @@ def steps(backend, dtype=torch.bfloat16):
 def test_training_under_autocast_with_and_without_kernels(monkeypatch):
     made, original = [], conv3x3.conv3x3
 
-    def counted(x, weight, stride):
+    def counted(x, weight, stride, winograd):
         made.append((x.dtype, weight.dtype, stride))
-        return original(x, weight, stride)
+        return original(x, weight, stride, winograd)
 
     monkeypatch.setattr(conv3x3, "conv3x3", counted)
     ours, grads = steps("extension")

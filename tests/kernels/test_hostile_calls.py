@@ -55,14 +55,14 @@ def conv3x3(rng):
     channels = rng.choice([64, 16, 8])
     x, weight = maps(rng, channels), floats(rng.choice([64, 48, channels]), channels, 3, 3)
     if rng.random() < 0.5:
-        return [x, weight, 1]
-    return [x.bfloat16(), weight.bfloat16(), rng.randint(1, 2)]
+        return [x, weight, 1, rng.random() < 0.5]
+    return [x.bfloat16(), weight.bfloat16(), rng.choice([1, 1, 2]), rng.random() < 0.5]
 
 
 def conv3x3_backward(rng):
-    x, weight, stride = conv3x3(rng)
+    x, weight, stride, large_tiles = conv3x3(rng)
     grad = torch.randn_like(torch.nn.functional.conv2d(x, weight, None, stride, 1))
-    return [grad, x, weight, stride, rng.random() < 0.7, rng.random() < 0.7]
+    return [grad, x, weight, stride, large_tiles, rng.random() < 0.7, rng.random() < 0.7]
 
 
 def bn_forward(rng):
@@ -134,7 +134,8 @@ FITTING = {
     "bn_input_gradient": bn_input_gradient,
     "fused_net": small_net,
 }
-PUBLIC = ("crop_flip", "conv_bn_relu", "conv3x3", "bn_add_relu", "fused_net")
+PUBLIC = {name: getattr(ops, name) for name in ("crop_flip", "conv_bn_relu", "bn_add_relu", "fused_net")}
+PUBLIC["conv3x3"] = lambda x, weight, stride, large: ops.conv3x3(x, weight, stride, "4x4" if large else None)
 
 
 def spoilt_tensor(tensor, rng):
@@ -205,7 +206,7 @@ def test_hostile_calls(count):
     while answered.total() + refused.total() < count:
         name = rng.choice(list(FITTING))
         args = FITTING[name](rng)
-        call = getattr(ops, name) if name in PUBLIC and rng.random() < 0.5 else getattr(torch.ops.resnet_min, name)
+        call = PUBLIC[name] if name in PUBLIC and rng.random() < 0.5 else getattr(torch.ops.resnet_min, name)
         for _ in range(rng.choice([0, 1, 1, 1, 2, 3])):
             at = rng.randrange(len(args))
             try:

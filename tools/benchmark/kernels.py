@@ -245,12 +245,15 @@ def trained_conv_contenders(batch: int, dtype: torch.dtype, layer: Layer) -> Con
         wanted = a.requires_grad_(), w.requires_grad_()
         return lambda: torch.autograd.grad(forward(*wanted), wanted, g)
 
-    eager = partial(nn.functional.conv2d, stride=stride, padding=1)
-    return {
-        "ours": partial(both_ways, partial(ops.conv3x3, stride=stride), torch.channels_last),
+    ours, eager = partial(ops.conv3x3, stride=stride), partial(nn.functional.conv2d, stride=stride, padding=1)
+    contenders = {
+        "ours": partial(both_ways, ours, torch.channels_last),
         "eager, NCHW": partial(both_ways, eager, torch.contiguous_format),
         "eager, channels_last": partial(both_ways, eager, torch.channels_last),
     }
+    if dtype == torch.float32:
+        contenders["ours, winograd 4x4"] = partial(both_ways, partial(ours, winograd="4x4"), torch.channels_last)
+    return contenders
 
 
 def bn_add_relu(

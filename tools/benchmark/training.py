@@ -54,6 +54,8 @@ def contenders_of(
     ours = partial(our_steps, args, split, batch, steps, amp="bf16" if dtype == torch.bfloat16 else "off")
     plain = partial(plain_steps, args, split, batch, steps, dtype)
     contenders = {"ours": ours, "eager, NCHW": plain}
+    if on_cpu and dtype == torch.float32:
+        contenders["ours, --winograd 4x4"] = partial(ours, winograd="4x4")
     if not on_cpu:
         contenders["ours, --cuda-graph"] = partial(ours, Recorder())
     plain = partial(plain, torch.channels_last)
@@ -88,6 +90,7 @@ def our_steps(
     recorder: Recorder | None = None,
     *,
     amp: str = "auto",
+    winograd: str | None = None,
     world: World = World(),  # noqa: B008 a constant
     parallel: Callable[[nn.Module], nn.Module] = lambda net: net,
 ) -> Call:
@@ -104,6 +107,7 @@ def our_steps(
 
     def call() -> float:
         ops.set_backend("auto")
+        ops.set_winograd(winograd)
         keep_freed_memory()
         some = islice(endless, steps)
         losses, _ = train_one_epoch(
