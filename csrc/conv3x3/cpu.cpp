@@ -10,58 +10,65 @@
 #include "conv3x3/amx.h"
 #include "conv3x3/op.h"
 #include "conv3x3/winograd.h"
+#include "vector.h"
 
 namespace resnet_min {
 namespace {
 
 constexpr auto kLayout = at::MemoryFormat::ChannelsLast;
 
-// Whether it is for AMX; raises where it would be, and that is not there.
-bool by_amx(const at::Tensor& x, int64_t stride) {
-  if (x.scalar_type() != at::kBFloat16) return false;
-  TORCH_CHECK_VALUE(stride == 1 || amx::available(), "conv3x3: stride 2 takes a processor with AMX");
-  return amx::available();
-}
+// Whose kernels work it out.
+enum class By { kWinograd, kAmx, kOneDnn };
 
-// oneDNN's products by AMX are as good as ours for large maps, and where nothing is strided about: it has those. Not
-// maps of one column: where it strides, oneDNN (3.12, of torch 2.14) reads beyond them.
-constexpr int64_t kSmall = 64;  // pixels
-
-at::Tensor bf16_convolution(const at::Tensor& x, const at::Tensor& weight, int64_t stride) {
+// Of bfloat16, oneDNN's products by AMX are as good as ours for large maps, and where nothing is strided about; without
+// AMX, its products by bfloat16's other instructions are better than Winograd's on the smallest maps, where half of a
+// tile is padding. Not maps of one column: where it strides, oneDNN (3.12, of torch 2.14) reads beyond them.
+By forward_by(const at::Tensor& x, int64_t stride) {
+  if (x.scalar_type() != at::kBFloat16) return By::kWinograd;
   const int64_t height = (x.size(2) + stride - 1) / stride, width = (x.size(3) + stride - 1) / stride;
-  if (height * width <= kSmall || width == 1) return amx::convolution(x, weight, stride);
-  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
-  return at::conv2d(x, weight, {}, stride, 1).contiguous(kLayout);
+  if (amx::available()) return height * width <= 64 || width == 1 ? By::kAmx : By::kOneDnn;
+  TORCH_CHECK_VALUE(stride == 1, "conv3x3: stride 2 takes a processor with AMX");
+  const bool has_bf16 = instruction_set() == InstructionSet::kAvx512Bf16;
+  return has_bf16 && height * width <= 4 ? By::kOneDnn : By::kWinograd;
 }
 
-at::Tensor bf16_input_gradient(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight, int64_t stride) {
-  if (stride > 1 || x.size(2) * x.size(3) <= kSmall) return amx::input_gradient(grad, weight, x.sizes(), stride);
-  const auto [grad_x, _, __] =
-      at::convolution_backward(grad, x, weight, std::nullopt, stride, 1, 1, false, 0, 1, {true, false, false});
-  return grad_x.contiguous(kLayout);
+By input_gradient_by(const at::Tensor& x, int64_t stride) { return stride > 1 ? By::kAmx : forward_by(x, stride); }
+
+By weight_gradient_by(const at::Tensor& x) {
+  return x.scalar_type() == at::kBFloat16 && amx::available() ? By::kAmx : By::kWinograd;
 }
 
 at::Tensor conv3x3(const at::Tensor& x, const at::Tensor& weight, int64_t stride, bool large_tiles) {
   check_conv3x3(x, weight, stride);
-  const at::Tensor maps = x.contiguous(kLayout);
-  if (!by_amx(x, stride)) return winograd::convolution(maps, weight, large_tiles);
-  return bf16_convolution(maps, weight.contiguous(kLayout), stride);
+  const By by = forward_by(x, stride);
+  const at::Tensor maps = x.contiguous(kLayout), w = weight.contiguous(kLayout);
+  if (by == By::kWinograd) return winograd::convolution(maps, w, large_tiles);
+  if (by == By::kAmx) return amx::convolution(maps, w, stride);
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+  return at::conv2d(maps, w, {}, stride, 1).contiguous(kLayout);
+}
+
+at::Tensor input_gradient(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight, int64_t stride,
+                          bool large_tiles) {
+  const By by = input_gradient_by(x, stride);
+  if (by == By::kWinograd) return winograd::input_gradient(grad, weight, large_tiles);
+  if (by == By::kAmx) return amx::input_gradient(grad, weight, x.sizes(), stride);
+  const auto [grad_x, _, __] =
+      at::convolution_backward(grad, x, weight, std::nullopt, stride, 1, 1, false, 0, 1, {true, false, false});
+  return grad_x.contiguous(kLayout);
 }
 
 std::tuple<at::Tensor, at::Tensor> conv3x3_backward(const at::Tensor& grad, const at::Tensor& x,
                                                     const at::Tensor& weight, int64_t stride, bool large_tiles,
                                                     bool for_x, bool for_weight) {
   check_conv3x3_backward(grad, x, weight, stride);
-  const bool has_amx = by_amx(x, stride);
+  forward_by(x, stride);  // raises where there is nothing
   const at::Tensor of_output = grad.contiguous(kLayout), maps = x.contiguous(kLayout);
   at::Tensor grad_x = at::empty({0}, x.options()), grad_weight = at::empty({0}, x.options());
-  if (for_x) {
-    grad_x = has_amx ? bf16_input_gradient(of_output, maps, weight.contiguous(kLayout), stride)
-                     : winograd::input_gradient(of_output, weight, large_tiles);
-  }
+  if (for_x) grad_x = input_gradient(of_output, maps, weight.contiguous(kLayout), stride, large_tiles);
   if (for_weight) {
-    grad_weight = has_amx ? amx::weight_gradient(of_output, maps, stride)
-                          : winograd::weight_gradient(of_output, maps, large_tiles);
+    grad_weight = weight_gradient_by(x) == By::kAmx ? amx::weight_gradient(of_output, maps, stride)
+                                                    : winograd::weight_gradient(of_output, maps, large_tiles);
   }
   return {grad_x, grad_weight};
 }
