@@ -199,11 +199,14 @@ def main(argv: list[str] | None = None) -> None:
     if args.worst is not None and not 1 <= args.worst <= MOST_WORST:
         raise UserError(f"--worst draws 1 to {MOST_WORST} images; got {args.worst}")
 
+    from resnet_min.runs.folder import FILES
     from resnet_min.training import distributed
 
     if args.report and args.format == "pdf":
         raise UserError("--report puts pictures into a page: --format png or svg")
     for file in filter(None, (args.json, args.report)):
+        if Path(file).name in FILES:
+            raise UserError(f"{file}: a run keeps a file of its own by that name; choose another")
         check_place(file)
     with distributed.joined() as world:
         evaluate(args, world)

@@ -226,6 +226,8 @@ def main(argv: list[str] | None = None) -> None:
 
     text = args.image or "0"
     if Path(text).is_file():
+        if unread := [name for name, place in places.items() if place is not None]:
+            raise UserError(f"{flag(unread[0])} says where a test image is from; --image {text} is a file")
         image, name = task.read(text), Path(text).name
         if was := conversion(text, tuple(image.images[0].shape[:2])):
             print(f"converted: {was}")

@@ -74,6 +74,13 @@ def change(run: Path, **entries) -> Path:
     return run
 
 
+def test_a_runs_own_options_are_not_written_over(run):
+    (run / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="config.json: a run keeps a file of its own by that name"):
+        script.main([str(run), "--json", str(run / "config.json")])
+    assert (run / "config.json").read_text() == "{}"
+
+
 def test_evaluates_a_run_and_draws(run, capsys):
     with warnings.catch_warnings():
         warnings.simplefilter("error")

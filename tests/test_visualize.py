@@ -196,6 +196,7 @@ def test_a_picture_of_another_size_or_mode_is_converted_and_that_is_said(run, tm
         ),
         (["layer1", "features", "--image", "360"], "digits has the test images 0 to 359"),
         (["layer1", "features", "--image", "-1"], "no such file"),
+        (["layer1", "features", "--image", __file__, "--data", "digits"], "--data says where a test image is from"),
         (["layer1", "features", "--image", "runs/small-1/last.pt"], "cannot read the image runs/small-1/last.pt"),
         (["layer1", "features", "--channel", "16"], "--channel 16: layer1 has the channels 0 to 15"),
         (["layer1", "top", "--channel", "-1"], "--channel -1: layer1 has the channels 0 to 15"),
