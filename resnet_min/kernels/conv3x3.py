@@ -28,8 +28,8 @@ def conv3x3(x: Tensor, weight: Tensor, stride: int = 1, winograd: str | None = N
     at stride 1  Winograd's forms, as in Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks" (CVPR 2016):
                  F(2×2, 3×3), 16 multiplications for 36; by name, and in bfloat16, F(4×4, 3×3), 36 for 144, where that
                  is faster. Its error in float32 is held to 4 times eager PyTorch's by a test, F(2×2, 3×3)'s to 1.5
-                 times. An Inf or NaN in x makes NaN of the outputs around it, up to 16 or 36, and values beyond 8e37 or
-                 1e37, of which several are added, may overflow to such.
+                 times. An Inf or NaN in x makes NaN of the nine outputs that take it, in F(4×4, 3×3) of up to 25, and
+                 values beyond 8e37 or 1e37, of which several are added, may overflow to such.
     bfloat16     on a processor with AMX, Intel's matrix instructions, by these instead, at strides 1 and 2. What oneDNN
                  does as well is left to it.
 
